@@ -1,0 +1,46 @@
+# make run             set up, train for an hour, score, and write the report to runs/
+# make run MINUTES=5   the same in five minutes
+# make test            set up and run the tests
+# make doctor          say what this machine has and what it lacks
+
+MINUTES ?= 60
+SEED ?= 0
+PYTHON ?= python3
+UV ?= $(shell command -v uv)
+PY := .venv/bin/python
+READY := .venv/.ready
+IN_VENV := $(PY) -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
+
+.PHONY: run test doctor setup clean
+
+run: setup
+	$(PY) -m mmlora run --minutes $(MINUTES) --seed $(SEED)
+
+test: setup
+	$(PY) -m pytest -q
+
+doctor: setup
+	$(PY) -m mmlora doctor
+
+# A virtual environment works only where it was made: the stamp holds the folder, and is void when the folder was
+# moved or the interpreter has gone.
+$(shell [ -x $(PY) ] && [ "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(READY))
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "mmlora needs Python 3.10 or newer as $(PYTHON); install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Setting up .venv (the first time this downloads PyTorch: some minutes)"
+ifneq ($(UV),)
+	@$(IN_VENV) || { rm -rf .venv && "$(UV)" venv --quiet --python "$$(command -v $(PYTHON))" .venv; }
+	"$(UV)" pip install --python $(PY) -e '.[test]'
+else
+	@{ $(IN_VENV) && $(PY) -m pip --version >/dev/null 2>&1; } || $(PYTHON) -m venv --clear .venv || \
+	  { echo "$(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv), or uv"; exit 1; }
+	$(PY) -m pip install -e '.[test]'
+endif
+	@echo "$(CURDIR)" > $@
+
+clean:
+	rm -rf .venv

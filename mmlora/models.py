@@ -1,0 +1,154 @@
+"""Models by name: `load_vlm` gives a model with its processor, `smolbridge` puts SmolBridge together once."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    ViTImageProcessor,
+)
+
+from mmlora import weights
+from mmlora.errors import MMLoraError
+from mmlora.paths import WEIGHTS, cache_home
+from mmlora.smolbridge import (
+    IMAGE_TOKEN,
+    SmolBridgeConfig,
+    SmolBridgeForConditionalGeneration,
+    SmolBridgeProcessor,
+)
+
+#: SmolLM2's own template, without its system prompt (every prompt token costs time) and with pictures.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
+    "{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+BRIDGE = WEIGHTS / "smolbridge" / "bridge.safetensors"
+
+
+class UnknownModel(MMLoraError):
+    """No model has this name; the message lists the nearest ones."""
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A vision-language model and the processor that feeds it."""
+
+    name: str
+    model: PreTrainedModel
+    processor: object
+
+
+def load_vlm(name: str = "smolbridge") -> VLM:
+    """Load a model by short name, or from a local folder written by `save_pretrained`; float32, eval mode.
+
+    Raises `UnknownModel` (with the nearest names) and `weights.WeightsError`.
+    """
+    folder = Path(name)
+    if name == "smolbridge":
+        folder = smolbridge()
+    elif not (folder / "config.json").is_file():
+        near = difflib.get_close_matches(name, ["smolbridge"], 3, 0.3)
+        raise UnknownModel(
+            f"no model is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            + " Give 'smolbridge' or a folder that save_pretrained wrote."
+        )
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return VLM(name, model.eval(), AutoProcessor.from_pretrained(folder))
+
+
+def smolbridge(bridge: Path | None = BRIDGE, **config) -> Path:
+    """The folder of the assembled SmolBridge, made at the first call (tens of seconds) and kept in the user cache.
+
+    `bridge` holds the aligned connector and the decoder's alignment update (None: a fresh, unaligned one); `config`
+    overrides sizes of `SmolBridgeConfig`.
+    """
+    settings = {"config": config, "bridge": weights.sha256(bridge) if bridge else None,
+                "language": weights.LANGUAGE.sha256, "vision": weights.VISION.sha256}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    target = cache_home() / "models" / f"smolbridge-{key}"
+    if (target / "config.json").is_file():
+        return target
+    gguf, vision = weights.fetch(weights.LANGUAGE), weights.fetch(weights.VISION)
+    model, processor = _assemble(gguf, vision, bridge, config)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
+        try:
+            model.half().save_pretrained(aside)  # half of the space; the source is 4 bits a weight
+            processor.save_pretrained(aside)
+            aside.replace(target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise weights.WeightsError(
+            f"could not save the assembled SmolBridge under {target.parent}: {error.strerror or error}; free about "
+            "300 MB or set MMLORA_HOME to another folder, then run again"
+        ) from error
+    return target
+
+
+def _assemble(gguf: Path, vision: Path, bridge: Path | None, config: dict):
+    language = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    text_config = AutoConfig.for_model("llama", **{
+        name: getattr(language.config, name)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "rope_parameters",
+                     "bos_token_id", "eos_token_id", "tie_word_embeddings")
+    }, pad_token_id=0)
+    torch.manual_seed(0)
+    model = SmolBridgeForConditionalGeneration(SmolBridgeConfig(text_config=text_config, **config)).float()
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    _load_vision(model.model.vision_tower, vision)
+    if bridge:
+        _load_bridge(model, bridge)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
+    return model, _processor(gguf, model.config)
+
+
+def _load_vision(tower: nn.Module, file: Path) -> None:
+    """The published tensors have other names but the same order as timm's model; the classifier is left out."""
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    whole = timm.create_model("tf_efficientnet_lite0").state_dict()
+    if [tuple(t.shape) for t in tensors.values()] != [tuple(t.shape) for t in whole.values()]:
+        raise weights.WeightsError(f"{file.name} does not fit timm's tf_efficientnet_lite0; fetch it anew")
+    named = dict(zip(whole, tensors.values()))
+    tower.load_state_dict({name: named[name] for name in tower.state_dict()})
+
+
+def _load_bridge(model: SmolBridgeForConditionalGeneration, file: Path) -> None:
+    """Load the connector and add the decoder's low-rank alignment update, `up @ down`, to its weights."""
+    tensors = {name: t.float() for name, t in load_file(file).items()}
+    connector = {n.removeprefix("connector."): t for n, t in tensors.items() if n.startswith("connector.")}
+    model.model.connector.load_state_dict(connector)
+    for name in [n for n in tensors if n.endswith(".down")]:
+        module = model.model.get_submodule(name.removesuffix(".down"))
+        module.weight.data += tensors[name.removesuffix("down") + "up"] @ tensors[name]
+
+
+def _processor(gguf: Path, config: SmolBridgeConfig) -> SmolBridgeProcessor:
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    tokenizer.pad_token = "<|endoftext|>"
+    assert tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) == config.image_token_id
+    size = {"height": config.image_size, "width": config.image_size}
+    pictures = ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return SmolBridgeProcessor(pictures, tokenizer, CHAT_TEMPLATE, visual_tokens=config.visual_tokens)

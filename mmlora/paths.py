@@ -1,0 +1,31 @@
+"""Where things are.
+
+In a checkout, and so in an editable install, every folder is the repository's own. In an installed wheel what is
+read comes from the copies inside the package, and what is written goes below the current directory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+PACKAGE = Path(__file__).resolve().parent
+IN_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file() and (PACKAGE.parent / "notebooks").is_dir()
+
+#: Read only: the repository's folders, or the wheel's copies of them (see hatch_build.py).
+DATA = PACKAGE.parent / "data" if IN_CHECKOUT else PACKAGE / "_data"
+WEIGHTS = PACKAGE.parent / "weights" if IN_CHECKOUT else PACKAGE / "_weights"
+NOTEBOOKS = PACKAGE.parent / "notebooks" if IN_CHECKOUT else PACKAGE / "_notebooks"
+
+#: Written: runs/ and results/.
+WORK = PACKAGE.parent if IN_CHECKOUT else Path.cwd()
+RUNS = WORK / "runs"
+RESULTS = WORK / "results"
+
+
+def cache_home() -> Path:
+    """The folder that downloads are kept in: $MMLORA_HOME, or else the user's cache folder."""
+    home = os.environ.get("MMLORA_HOME")
+    return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("mmlora", appauthor=False))

@@ -1,0 +1,285 @@
+"""SmolBridge: a 140M vision-language model made of two pretrained towers and a trained bridge.
+
+    picture ──► EfficientNet-Lite0 ──► Bridge ──► 16 visual tokens ──┐
+    text    ──► SmolLM2 layers 0..19 (text only) ──► text tokens ────┴──► SmolLM2 layers 20..29 ──► words
+
+The visual tokens enter the decoder at `entry_layer`, as LLaMA-Adapter (arXiv 2303.16199) feeds its visual prompts to
+the upper layers. Below it the image slots of the sequence are invisible and untouched, so those layers are a pure
+function of the text. It is an ordinary transformers model: `from_pretrained`, `save_pretrained`, `generate`.
+"""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+IMAGE_TOKEN = "<image>"
+CELL = 32  # pixels a side of one cell, the stride of the vision tower's deepest feature map
+
+
+class SmolBridgeConfig(PreTrainedConfig):
+    """The architecture's sizes. `visual_tokens` follows from the image size and `merge`."""
+
+    model_type = "smolbridge"
+    sub_configs = {"text_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_name: str = "tf_efficientnet_lite0"
+    image_size: int = 256  # 8 x 8 cells; the tower was trained at 224, and 256 divides into whole cells
+    bridge_width: int = 384  # wide enough to describe a cell, small enough to ship in git
+    bridge_depth: int = 3  # cells must see each other to compare and count
+    merge: int = 2  # 2 x 2 cells become one visual token: 16 tokens a picture
+    entry_layer: int = 20  # the layers below see text only and can be cached
+    image_token_id: int = 49152  # one past the vocabulary: it has no embedding and is never generated
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**{"model_type": "llama", **self.text_config})
+        super().__post_init__(**kwargs)
+
+    @property
+    def visual_tokens(self) -> int:
+        return (self.image_size // CELL // self.merge) ** 2
+
+
+class Bridge(nn.Module):
+    """The connector: feature maps of strides 8, 16 and 32 → visual tokens (batch, visual_tokens, hidden).
+
+    Each 32 x 32 pixel cell is described by everything the three maps hold there (space to depth, nothing pooled
+    away). A few transformer blocks let the cells compare notes; then `merge` x `merge` cells become one token.
+    """
+
+    def __init__(self, config: SmolBridgeConfig, channels: list[int]):
+        super().__init__()
+        width, self.side, self.merge = config.bridge_width, config.image_size // CELL, config.merge
+        self.fold = [nn.PixelUnshuffle(CELL // stride) for stride in (8, 16, 32)]
+        cell_size = sum(c * (CELL // stride) ** 2 for c, stride in zip(channels, (8, 16, 32)))
+        self.norm_in = nn.LayerNorm(cell_size)
+        self.project_in = nn.Linear(cell_size, width)
+        self.position = nn.Parameter(torch.zeros(self.side**2, width))
+        block = dict(nhead=max(1, width // 64), dim_feedforward=4 * width, dropout=0.0, activation="gelu")
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, **block, batch_first=True, norm_first=True)
+            for _ in range(config.bridge_depth)
+        )
+        self.project_out = nn.Linear(width * self.merge**2, config.text_config.hidden_size)
+        self.norm_out = nn.RMSNorm(config.text_config.hidden_size, eps=1e-5)
+
+    def cells(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Feature maps → (batch, cells, cell_size), the frozen description the bridge reads."""
+        folded = torch.cat([fold(m) for fold, m in zip(self.fold, maps)], dim=1)
+        return folded.flatten(2).transpose(1, 2)
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        hidden = self.project_in(self.norm_in(cells)) + self.position
+        for block in self.blocks:
+            hidden = block(hidden)
+        rows = self.side // self.merge
+        hidden = hidden.unflatten(1, (rows, self.merge, rows, self.merge)).permute(0, 1, 3, 2, 4, 5)
+        return self.norm_out(self.project_out(hidden.flatten(3).flatten(1, 2)))
+
+
+class SmolBridgePreTrainedModel(PreTrainedModel):
+    config_class = SmolBridgeConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["LlamaDecoderLayer"]
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Only what transformers does not know: everything else keeps torch's own initialisation."""
+        if isinstance(module, Bridge):
+            nn.init.normal_(module.position, std=0.02)
+        elif type(module).__module__.startswith("transformers."):
+            super()._init_weights(module)
+
+
+class SmolBridgeModel(SmolBridgePreTrainedModel):
+    """Vision tower, connector and decoder without the vocabulary projection."""
+
+    def __init__(self, config: SmolBridgeConfig):
+        super().__init__(config)
+        self.vision_tower = timm.create_model(config.vision_name, features_only=True, out_indices=(2, 3, 4))
+        self.connector = Bridge(config, self.vision_tower.feature_info.channels())
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def train(self, mode: bool = True):
+        """The tower is frozen: its batch statistics stay those of ImageNet even while the rest trains."""
+        super().train(mode)
+        self.vision_tower.eval()
+        return self
+
+    def get_image_cells(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (batch, 3, size, size) → cell descriptions (batch, cells, cell_size), before the connector."""
+        maps = self.vision_tower(pixel_values.to(memory_format=torch.channels_last))
+        return self.connector.cells([m.contiguous() for m in maps])
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (batch, 3, size, size) → visual tokens (batch, visual_tokens, hidden)."""
+        return self.connector(self.get_image_cells(pixel_values))
+
+    def embed(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
+        """Token embeddings (batch, length, hidden) with the visual tokens waiting in their slots."""
+        slots = input_ids == self.config.image_token_id
+        embeds = self.language_model.embed_tokens(input_ids.masked_fill(slots, 0))
+        if visual is None:
+            return embeds
+        if int(slots.sum()) != visual.shape[0] * visual.shape[1]:
+            raise ValueError(
+                f"the text holds {int(slots.sum())} image slots but the pictures give "
+                f"{visual.shape[0]} x {visual.shape[1]} visual tokens; let the processor write the slots"
+            )
+        return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
+
+    def decode(self, hidden, slots, attention_mask, position_ids=None, past=None, first: int = 0, last: int | None = None):
+        """Run decoder layers `first` to `last` (exclusive) over `hidden` (batch, queries, hidden).
+
+        `slots` and `attention_mask` (batch, keys) cover the cached past too. Used in one go by `forward` and in two
+        parts by the frozen-prefix cache.
+        """
+        text, entry = self.language_model, self.config.entry_layer
+        slots, valid = slots.bool(), attention_mask.bool()
+        queries = hidden.shape[1]
+        if position_ids is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -queries:]
+        rotary = text.rotary_emb(hidden, position_ids=position_ids)
+        masks = {below: self._mask(valid & ~slots if below else valid, queries) for below in (True, False)}
+        waiting, here = hidden, slots[:, -queries:, None]
+        for index, layer in enumerate(text.layers[first:last], start=first):
+            if index == entry and first < entry:
+                hidden = torch.where(here, waiting, hidden)
+            hidden = layer(
+                hidden, attention_mask=masks[index < entry], position_ids=position_ids, past_key_values=past,
+                use_cache=past is not None, position_embeddings=rotary,
+            )
+        if last is not None and last <= entry:
+            hidden = torch.where(here, waiting, hidden)
+        return hidden if last is not None else text.norm(hidden)
+
+    @staticmethod
+    def _mask(visible: torch.Tensor, queries: int) -> torch.Tensor:
+        """Causal mask (batch, 1, queries, keys), True where attended; every position sees itself, so no row is empty."""
+        keys = visible.shape[1]
+        own = torch.arange(keys - queries, keys, device=visible.device)[:, None]
+        key = torch.arange(keys, device=visible.device)[None, :]
+        return ((key <= own) & visible[:, None, :] | (key == own))[:, None]
+
+    def forward(
+        self, input_ids, attention_mask=None, pixel_values=None, mm_token_type_ids=None, position_ids=None,
+        past_key_values=None, use_cache=None, **unused,
+    ):
+        """Hidden states (batch, length, hidden) and the KV cache. `mm_token_type_ids`: 1 at image slots, past included."""
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config.text_config)
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if attention_mask is None:
+            attention_mask = input_ids.new_ones(input_ids.shape[0], seen + input_ids.shape[1])
+        if mm_token_type_ids is None:
+            mm_token_type_ids = (input_ids == self.config.image_token_id).long()
+        if mm_token_type_ids.shape != attention_mask.shape:
+            raise ValueError(
+                f"mm_token_type_ids covers {mm_token_type_ids.shape[1]} positions but attention_mask "
+                f"{attention_mask.shape[1]}; with a KV cache both must cover the cached past too"
+            )
+        visual = self.get_image_features(pixel_values) if pixel_values is not None and not seen else None
+        hidden = self.embed(input_ids, visual)
+        return self.decode(hidden, mm_token_type_ids, attention_mask, position_ids, past_key_values), past_key_values
+
+
+class SmolBridgeForConditionalGeneration(SmolBridgePreTrainedModel, GenerationMixin):
+    """SmolBridge with its vocabulary projection (tied to the embeddings)."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: SmolBridgeConfig):
+        super().__init__(config)
+        self.model = SmolBridgeModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.language_model.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.model.language_model.embed_tokens = value
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def forward(
+        self, input_ids=None, attention_mask=None, pixel_values=None, mm_token_type_ids=None, position_ids=None,
+        past_key_values=None, labels=None, use_cache=None, logits_to_keep: int | torch.Tensor = 0, **unused,
+    ) -> CausalLMOutputWithPast:
+        """Logits (batch, kept, vocabulary); with `labels` (-100 = not supervised) also the mean loss, shifted once."""
+        hidden, past = self.model(
+            input_ids, attention_mask, pixel_values, mm_token_type_ids, position_ids, past_key_values, use_cache
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+        logits = self.lm_head(hidden[:, kept] if not isinstance(kept, int) else hidden)
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
+
+    def prepare_inputs_for_generation(self, input_ids, mm_token_type_ids=None, **kwargs):
+        """transformers cuts `mm_token_type_ids` to the new tokens; the lower layers must know the old slots too."""
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        if mm_token_type_ids is None:
+            mm_token_type_ids = (input_ids == self.config.image_token_id).long()
+        return {**inputs, "mm_token_type_ids": mm_token_type_ids}
+
+
+class SmolBridgeProcessor(ProcessorMixin):
+    """Text with `<image>` marks plus pictures → `input_ids`, `attention_mask`, `mm_token_type_ids`, `pixel_values`."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, visual_tokens: int = 16, **kwargs):
+        self.visual_tokens = visual_tokens
+        self.image_token = IMAGE_TOKEN
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+    def __call__(self, images=None, text=None, *, padding=False, padding_side=None, return_tensors="pt", **kwargs):
+        """`images`: a list of PIL pictures, one for each `<image>` in `text`, in order.
+
+        Raises ValueError when the counts differ. Nothing is ever truncated.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        pictures = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+        marks = sum(t.count(IMAGE_TOKEN) for t in texts)
+        if marks != len(pictures):
+            raise ValueError(f"the text has {marks} {IMAGE_TOKEN} marks but {len(pictures)} pictures came with it")
+        texts = [t.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.visual_tokens) for t in texts]
+        data = dict(self.tokenizer(texts, padding=padding, padding_side=padding_side, return_tensors=return_tensors))
+        data["mm_token_type_ids"] = (data["input_ids"] == self.image_token_id).long()
+        if pictures:
+            data["pixel_values"] = self.image_processor(
+                [p.convert("RGB") for p in pictures], return_tensors=return_tensors
+            )["pixel_values"]
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self):
+        return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values"]
+
+
+AutoConfig.register("smolbridge", SmolBridgeConfig)
+AutoModel.register(SmolBridgeConfig, SmolBridgeModel)
+AutoModelForImageTextToText.register(SmolBridgeConfig, SmolBridgeForConditionalGeneration)
+AutoProcessor.register(SmolBridgeConfig, SmolBridgeProcessor)

@@ -1,0 +1,270 @@
+"""The training loop: a wall-clock budget, a schedule that follows it, and a checkpoint every few minutes.
+
+One optimizer step sees one batch; its loss is the mean over all supervised tokens of that batch, however it is cut
+into micro-batches. The place in the run, every random state and every moment is in a checkpoint, so on a CPU a run that
+was interrupted and resumed ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from mmlora import checkpoint
+from mmlora.lora import gradient_norms
+from mmlora.trainlog import Journal, TrainingError, TrainLog, trackio_reporter
+from mmlora.trainplan import Source, TrainSettings, batches, schedule
+
+__all__ = ["Source", "TrainLog", "TrainSettings", "TrainingError", "batches", "fit", "schedule", "trackio_reporter"]
+
+
+def fit(
+    model: nn.Module,
+    source: Source,
+    settings: TrainSettings,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    on_step: Callable[[dict], None] | None = None,
+) -> TrainLog:
+    """Train in place whatever `requires_grad` in `model`, and leave it in evaluation mode.
+
+    `folder` receives `log.jsonl` and checkpoints. With `resume`, training goes on from the newest verified checkpoint
+    there, or begins when there is none; a time budget counts the part before the interruption. `on_step` receives each
+    record. Seeds the global random generators.
+    Raises `TrainingError`, `CheckpointError` (made by another run, or the disk is full before the first step) and
+    `AdapterError` (a tower without gradient).
+    """
+    run = _Run(model, source, settings, Path(folder))
+    try:
+        run.begin(resume)
+        while run.time_for_a_step():
+            record = run.step()
+            if on_step:
+                on_step(record)
+        run.save()
+    finally:
+        run.close()
+    return TrainLog(run.journal.records, run.place.samples, run.seconds())
+
+
+@dataclass
+class _Place:
+    """How far a run has come: what a resume needs beside tensors."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0  # batches taken from this epoch
+    samples: int = 0
+    tokens: int = 0
+    elapsed: float = 0.0  # seconds spent before this process
+
+
+class _Run:
+    """One `fit`: model, optimizer, place, clock and journal."""
+
+    def __init__(self, model: nn.Module, source: Source, settings: TrainSettings, folder: Path):
+        self.started = perf_counter()
+        self.source, self.settings, self.folder = source, settings, folder
+        if not len(source):
+            raise TrainingError("the source has no samples; give it at least one")
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise TrainingError("nothing in this model is trainable; attach an adapter first")
+        self.accelerator = Accelerator(mixed_precision=_precision())
+        if self.accelerator.num_processes > 1:
+            raise TrainingError("training runs in one process; start it without `accelerate launch`")
+        self.model = model.to(self.accelerator.device)
+        self.optimizer = self.accelerator.prepare(
+            torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        )
+        self.place, self.journal = _Place(), Journal(folder)
+        self.order: list[list[int]] = []
+        self.recent: deque[float] = deque(maxlen=32)  # seconds of a step; lengths vary, so the slowest is reserved
+        self.save_seconds = self.saved_at = 0.0
+        self.saved_step: int | None = None
+
+    # The clock.
+
+    def seconds(self) -> float:
+        return self.place.elapsed + perf_counter() - self.started
+
+    def time_for_a_step(self) -> bool:
+        if self.settings.steps is not None:
+            return self.place.step < self.settings.steps
+        reserve = max(self.recent, default=0.0) + 2 * self.save_seconds  # twice: disks waver
+        return self.seconds() + reserve < 60 * self.settings.minutes
+
+    def share(self) -> float:
+        """How much of the budget is spent by the middle of the coming step."""
+        if self.settings.steps is not None:
+            return (self.place.step + 0.5) / self.settings.steps
+        return (self.seconds() + (self.recent[-1] if self.recent else 0.0) / 2) / (60 * self.settings.minutes)
+
+    # The steps.
+
+    def begin(self, resume: bool):
+        found = checkpoint.newest(self.folder)
+        if found and not resume:
+            raise TrainingError(f"{found.path} is of an earlier run; resume it or choose another folder")
+        set_seed(self.settings.seed)
+        _training_mode(self.model)
+        if found:
+            self.resume_from(found)
+        else:
+            self.save(must=True)  # a disk that is full should say so before an hour is spent
+            self.journal.open([])
+
+    def step(self) -> dict:
+        began, place = perf_counter(), self.place
+        rate = self.settings.learning_rate * schedule(self.share(), self.settings.warmup_share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self.next_batch()
+        loss, tokens = self.backward(batch)
+        by_tower = gradient_norms(self.model) if place.step == 0 else None
+        norm = self.clip(batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        place.step, place.samples, place.tokens = place.step + 1, place.samples + len(batch), place.tokens + tokens
+        record = {
+            "step": place.step, "seconds": round(self.seconds(), 3), "loss": loss, "learning_rate": rate,
+            "samples": place.samples, "tokens": place.tokens, "gradient_norm": norm,
+        }
+        if by_tower:
+            record["gradient_norm_by_tower"] = by_tower
+            norms = ", ".join(f"{tower} {value:.3g}" for tower, value in by_tower.items())
+            self.journal.say(f"gradient norm at the first step: {norms}")
+        self.recent.append(perf_counter() - began)
+        self.journal.write(record, self.share(), self.seconds() * (1 / self.share() - 1))
+        if self.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes:
+            self.save()
+        return record
+
+    def next_batch(self) -> list[int]:
+        place = self.place
+        if not self.order or place.position == len(self.order):
+            if self.order:
+                place.epoch, place.position = place.epoch + 1, 0
+            self.order = self.epoch_order()
+        place.position += 1
+        return self.order[place.position - 1]
+
+    def epoch_order(self) -> list[list[int]]:
+        return batches(self.source.lengths, self.settings.batch_size, self.settings.seed, self.place.epoch)
+
+    def backward(self, batch: list[int]) -> tuple[float, int]:
+        """Gradients of the mean loss over the batch's supervised tokens; returns that loss and their number."""
+        size = self.settings.micro_batch_size or len(batch)
+        total, tokens = 0.0, 0
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            with self.accelerator.autocast():
+                loss_sum, supervised = self.source.loss(self.model, part)
+            value = loss_sum.item()
+            if not math.isfinite(value):
+                raise self.not_finite("loss", part)
+            self.accelerator.backward(loss_sum)
+            total, tokens = total + value, tokens + supervised
+        if tokens == 0:
+            raise TrainingError(f"no token of the samples {self.names(batch)} is supervised; check their labels")
+        self.accelerator.unscale_gradients()
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(tokens)
+        return total / tokens, tokens
+
+    def clip(self, batch: list[int]) -> float | None:
+        """The gradient's norm before clipping; None where fp16 overflowed and the scaler will skip the step."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm).item()
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            raise self.not_finite("gradient", batch)
+        return norm if math.isfinite(norm) else None
+
+    def not_finite(self, what: str, batch: list[int]) -> TrainingError:
+        return TrainingError(
+            f"the {what} is not finite at step {self.place.step + 1} (samples {self.names(batch)}); look at these or "
+            f"lower the learning rate; the checkpoint of step {self.saved_step} is kept in {self.folder}"
+        )
+
+    def names(self, batch: list[int]) -> str:
+        return ", ".join(str(self.source.ids[i]) for i in batch[:8]) + (" and more" if len(batch) > 8 else "")
+
+    # The checkpoints.
+
+    def state(self) -> dict:
+        settings = asdict(self.settings)
+        del settings["checkpoint_minutes"]  # it changes nothing that is learned
+        where = {**asdict(self.place), "elapsed": self.seconds()}
+        return {**where, "settings": settings, "source": self.source.fingerprint}
+
+    def save(self, must: bool = False):
+        """Write a checkpoint unless this step has one. A failure is said and survived, unless `must`."""
+        if self.saved_step == self.place.step:
+            return
+        began = perf_counter()
+        files = checkpoint.capture(self.model, self.optimizer.optimizer)
+        files["state.json"] = json.dumps(self.state(), indent=1).encode()
+        files["log.jsonl"] = self.journal.text.encode()
+        if self.accelerator.scaler is not None:
+            files["scaler.json"] = json.dumps(self.accelerator.scaler.state_dict()).encode()
+        try:
+            checkpoint.write(self.folder, self.place.step, files)
+            self.saved_step = self.place.step
+        except checkpoint.CheckpointError as error:
+            if must:
+                raise
+            self.journal.say(f"{error}; training goes on")
+        self.save_seconds, self.saved_at = perf_counter() - began, self.seconds()
+
+    def resume_from(self, found: checkpoint.Checkpoint):
+        state, mine = found.state, self.state()
+        differing = [n for n, value in mine["settings"].items() if state["settings"].get(n) != value]
+        if differing:
+            name = differing[0]
+            raise checkpoint.CheckpointError(
+                f"{found.path} was made with {name} {state['settings'].get(name)}, not {mine['settings'][name]}; "
+                f"give the same settings or choose another folder"
+            )
+        if state["source"] != mine["source"]:
+            raise checkpoint.CheckpointError(
+                f"{found.path} was made with other data or frozen weights; give the same or choose another folder"
+            )
+        checkpoint.restore(found, self.model, self.optimizer.optimizer)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(json.loads(found.files["scaler.json"]))
+        self.place = _Place(**{field.name: state[field.name] for field in fields(_Place)})
+        self.order = self.epoch_order()
+        self.saved_at, self.saved_step = self.seconds(), self.place.step
+        self.journal.open([json.loads(line) for line in found.files["log.jsonl"].splitlines()])
+        self.journal.say(f"resumed from {found.path.name} after {state['elapsed'] / 60:.1f} minutes")
+
+    def close(self):
+        self.model.eval()
+        self.journal.close()
+
+
+def _precision() -> str:
+    """Half precision on a GPU only: a CPU multiplies bfloat16 several times slower than float32."""
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _training_mode(model: nn.Module):
+    """Dropout on where something trains; frozen towers compute exactly as in inference, so they can be cached."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()

