@@ -9,8 +9,7 @@ from pathlib import Path
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-# data/minisqa is left out: it is built, not shipped.
-SHIPPED = {"data/README.md": "_data/README.md", "data/assets": "_data/assets", "weights": "_weights", "notebooks": "_notebooks"}
+FOLDERS = {"data": "_data", "weights": "_weights", "notebooks": "_notebooks"}
 
 
 class Dependencies(MetadataHookInterface):
@@ -21,5 +20,9 @@ class Dependencies(MetadataHookInterface):
 
 class Folders(BuildHookInterface):
     def initialize(self, version, build_data):
-        if version != "editable":
-            build_data["force_include"].update({source: f"mmlora/{inside}" for source, inside in SHIPPED.items()})
+        if version == "editable":
+            return
+        for folder, inside in FOLDERS.items():
+            for path in sorted(Path(self.root, folder).iterdir()):
+                if path.name != "minisqa" and path.suffix != ".py":  # built by everyone, and the builders of the rest
+                    build_data["force_include"][str(path)] = f"mmlora/{inside}/{path.name}"

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
 from mmlora.loss import IGNORED, supervised_loss
@@ -24,6 +25,7 @@ from mmlora.prompts import Format, Sample, encode
 from mmlora.scienceqa import Problem
 
 BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
+FILES = ("hidden.f16", "tokens.npz", "manifest.json")
 
 
 class CacheError(MMLoraError):
@@ -38,14 +40,14 @@ def base_model(model):
 def boundary(model) -> int:
     """The first decoder layer that holds a trainable parameter; everything before it can be cached.
 
-    Raises `CacheError` when something before the decoder trains, or nothing does.
+    Raises `CacheError` when something outside the decoder's layers trains, or nothing does.
     """
     first = None
     for name, parameter in base_model(model).named_parameters():
         if not parameter.requires_grad:
             continue
         if "language_model.layers." not in name:
-            raise CacheError(f"{name} is trainable and lies before the decoder: train without the prefix cache")
+            raise CacheError(f"{name} is trainable and lies outside the decoder's layers: train without the prefix cache")
         layer = int(name.split("language_model.layers.")[1].split(".")[0])
         first = layer if first is None else min(first, layer)
     if first is None:
@@ -105,7 +107,8 @@ class PrefixCache:
     `build` fills or reuses a folder; `loss` trains from the boundary up and agrees with `Samples.loss`.
     """
 
-    def __init__(self, folder: Path, manifest: dict, tokens: dict[str, np.ndarray]):
+    def __init__(self, folder: Path, manifest: dict):
+        tokens = dict(np.load(folder / "tokens.npz"))
         self.fingerprint, self.boundary = manifest["key"], manifest["boundary"]
         self.ids, self.lengths = manifest["ids"], manifest["lengths"]
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -117,21 +120,20 @@ class PrefixCache:
     def build(cls, model, samples: Samples, folder: Path | str) -> PrefixCache:
         """Compute what is missing under `folder`; a cache of the same weights and samples is used again.
 
-        Raises `CacheError` on a full or unwritable disk; a half-written cache is never used.
+        Raises `CacheError` on a full or unwritable disk, or when the folder holds anything else; a half-written cache
+        is never used, and an old one stays until the new one is complete.
         """
         folder, first = Path(folder), boundary(model)
         key = _key(model, samples, first)
-        file = folder / "manifest.json"
-        if file.is_file():
-            manifest = json.loads(file.read_text())
-            if manifest["key"] == key:
-                return cls(folder, manifest, dict(np.load(folder / "tokens.npz")))
-            print(f"the prefix cache in {folder} was made from other weights or samples; building it anew")
-        aside = folder.with_name(folder.name + ".part")
+        if found := cls._found(folder, key):
+            return found
+        aside, training = folder.with_name(folder.name + ".part"), model.training
         try:
+            if others := [p.name for p in folder.iterdir() if p.name not in FILES] if folder.exists() else []:
+                raise CacheError(f"{folder} holds {others[0]}, so it is no prefix cache: name a new folder for it")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            _fill(model, samples, first, aside, key)
+            _fill(model.eval(), samples, first, aside, key)
             shutil.rmtree(folder, ignore_errors=True)
             aside.replace(folder)
         except OSError as error:
@@ -141,7 +143,24 @@ class PrefixCache:
                 f"could not write the prefix cache to {folder}: {error.strerror or error}; it needs {need:.0f} MB, "
                 "free some space or use fewer training problems"
             ) from error
-        return cls(folder, json.loads(file.read_text()), dict(np.load(folder / "tokens.npz")))
+        finally:
+            model.train(training)
+        return cls(folder, json.loads((folder / "manifest.json").read_text()))
+
+    @classmethod
+    def _found(cls, folder: Path, key: str) -> PrefixCache | None:
+        """The cache in `folder` if it is whole and of these weights and samples; says so if it is not."""
+        if not (folder / "manifest.json").is_file():
+            return None
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            if manifest["key"] == key:
+                return cls(folder, manifest)
+            reason = "was made from other weights or samples"
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            reason = f"is damaged ({error})"
+        print(f"the prefix cache in {folder} {reason}; building it anew")
+        return None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -149,15 +168,19 @@ class PrefixCache:
     def _rows(self, tensor, indices):
         return [tensor[self.starts[i] : self.starts[i + 1]] for i in indices]
 
-    def loss(self, model, indices: list[int]) -> tuple[torch.Tensor, int]:
-        """Summed loss over the supervised tokens of these samples, and their number."""
+    def batch(self, model, indices: list[int]) -> tuple[torch.Tensor, ...]:
+        """Right-padded `hidden` (batch, longest, width) in the model's dtype, `slots`, `mask`, `labels` (batch, longest)."""
         parameter = next(model.parameters())
         rows = [torch.from_numpy(np.asarray(r, dtype=np.float32)) for r in self._rows(self.hidden, indices)]
         hidden = pad_sequence(rows, batch_first=True).to(parameter.device, parameter.dtype)
-        labels = pad_sequence(self._rows(self.labels, indices), batch_first=True, padding_value=IGNORED)
         slots = pad_sequence(self._rows(self.slots, indices), batch_first=True)
         mask = pad_sequence([torch.ones(len(r), dtype=torch.long) for r in rows], batch_first=True)
-        labels, slots, mask = (t.to(parameter.device) for t in (labels, slots, mask))
+        labels = pad_sequence(self._rows(self.labels, indices), batch_first=True, padding_value=IGNORED)
+        return hidden, *(t.to(parameter.device) for t in (slots, mask, labels))
+
+    def loss(self, model, indices: list[int]) -> tuple[torch.Tensor, int]:
+        """Summed loss over the supervised tokens of these samples, and their number."""
+        hidden, slots, mask, labels = self.batch(model, indices)
         hidden = base_model(model).model.decode(hidden, slots, mask, first=self.boundary)
         return supervised_loss(hidden, base_model(model).get_output_embeddings(), labels)
 
@@ -171,19 +194,33 @@ def _update(digest, sample: Sample) -> None:
 def _key(model, samples: Samples, first: int) -> str:
     """Hash of the samples and of every frozen tensor below the boundary."""
     digest = hashlib.sha256(f"{samples.fingerprint} {first} {base_model(model).config.entry_layer}".encode())
-    for name, parameter in base_model(model).model.named_parameters():
+    core = base_model(model).model
+    for name, tensor in [*core.named_parameters(), *core.named_buffers()]:  # a batch norm's statistics are buffers
         layer = name.split("language_model.layers.")
         if len(layer) == 1 or int(layer[1].split(".")[0]) < first:
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _lower(core, embeds: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor, first: int) -> torch.Tensor:
+    """Hidden states at layer `first` of right-padded rows. Below the entry layer the image slots only wait, so the
+    text is closed up, run alone under its true positions, and put back."""
+    if first > core.config.entry_layer or not slots.any():
+        return core.decode(embeds, slots, mask, last=first)
+    text = mask & ~slots
+    where = text.int().argsort(dim=1, descending=True, stable=True)[:, : int(text.sum(1).max())]
+    rows = torch.arange(len(embeds), device=embeds.device)[:, None]
+    real = text[rows, where]
+    hidden = core.decode(embeds[rows, where], torch.zeros_like(real), real, where, last=first)
+    whole = embeds.clone()
+    whole[rows.expand_as(where)[real], where[real]] = hidden[real]
+    return whole
 
 
 @torch.inference_mode()
 def _fill(model, samples: Samples, first: int, folder: Path, key: str) -> None:
     core = base_model(model).model
     device = next(core.parameters()).device
-    training = model.training
-    model.eval()
     width = base_model(model).config.get_text_config().hidden_size
     starts = np.concatenate([[0], np.cumsum(samples.lengths)])
     labels, slots = (np.zeros(int(starts[-1]), dtype=np.int64) for _ in range(2))
@@ -195,7 +232,7 @@ def _fill(model, samples: Samples, first: int, folder: Path, key: str) -> None:
             data = {k: v.to(device) for k, v in batch.items()}
             visual = core.get_image_features(data["pixel_values"]) if "pixel_values" in data else None
             embeds = core.embed(data["input_ids"], visual)
-            hidden = core.decode(embeds, data["mm_token_type_ids"], data["attention_mask"], last=first)
+            hidden = _lower(core, embeds, data["mm_token_type_ids"].bool(), data["attention_mask"].bool(), first)
             hidden = hidden.cpu().clamp(-65504, 65504).half().numpy()
             for row, i in enumerate(chosen):
                 length, start = samples.lengths[i], int(starts[i])
@@ -207,4 +244,3 @@ def _fill(model, samples: Samples, first: int, folder: Path, key: str) -> None:
     np.savez(folder / "tokens.npz", labels=labels, slots=slots)
     manifest = {"key": key, "boundary": first, "width": width, "ids": samples.ids, "lengths": samples.lengths}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    model.train(training)

@@ -50,9 +50,14 @@ def run(
 
 
 @data.command()
-def build() -> None:
-    """Build MiniSQA's three splits."""
-    raise NotImplementedError
+def build(
+    folder: Annotated[Path | None, typer.Option(help="Where to write it [default: data/minisqa].")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the problems.")] = 0,
+) -> None:
+    """Build MiniSQA's three splits as parquet files."""
+    from mmlora.minisqa.dataset import build as build_minisqa
+
+    typer.echo(f"MiniSQA is in {build_minisqa(folder, seed=seed)}")
 
 
 @weights.command()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmlora import weights
-from mmlora.paths import DATA, IN_CHECKOUT, PACKAGE, RUNS, WEIGHTS, cache_home
+from mmlora.paths import IN_CHECKOUT, MINISQA, PACKAGE, RUNS, WEIGHTS, cache_home
 
 PYTHON = (3, 10)
 MEMORY_GB = 6  # the most that a one-hour run may take
@@ -195,7 +195,6 @@ def smolbridge_weights(lacking: list[weights.Wheel], reachable: bool) -> Finding
 
 
 def minisqa() -> Finding:
-    folder = DATA / "minisqa"
-    if any(folder.glob("*.parquet")):
-        return Finding("MiniSQA", "OK", f"built in {folder}")
-    return Finding("MiniSQA", "to do", f"not in {folder}; a run builds it in a minute or two, or now: mmlora data build")
+    if (MINISQA / "manifest.json").is_file():
+        return Finding("MiniSQA", "OK", f"built in {MINISQA}")
+    return Finding("MiniSQA", "to do", f"not in {MINISQA}; a run builds it by itself, or now: mmlora data build")

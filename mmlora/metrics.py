@@ -22,7 +22,8 @@ from mmlora.scienceqa import CATEGORIES
 
 SCORED = ("accuracy", "base", "majority", "blank_image")
 PARTS = ("data", "cache", "train", "score", "total")
-PACKAGES = ("mmlora", "torch", "transformers", "peft", "accelerate", "tokenizers", "timm", "datasets", "numpy", "pillow")
+PACKAGES = ("mmlora", "torch", "transformers", "peft", "accelerate", "tokenizers", "timm", "datasets", "numpy",
+            "pillow")
 GB = 1e9
 
 
@@ -97,7 +98,7 @@ def peak_memory_gb() -> float:
 
 @dataclass(frozen=True)
 class Metrics:
-    """One run. `accuracy` and its three yardsticks are `Scores.to_dict()`; raises `MetricsError` if a key is missing."""
+    """One run. `accuracy` and its three yardsticks are `Scores.to_dict()`. Raises `MetricsError` for a missing key."""
 
     accuracy: dict
     base: dict  # the model before training, same problems
@@ -123,7 +124,7 @@ class Metrics:
         missing = [f"{name}.{key}" for name, keys in wanted.items() for key in keys if key not in getattr(self, name)]
         if missing:
             raise MetricsError(f"the metrics lack {', '.join(missing)}; record them before saving")
-        broken = [path for path, value in _leaves(asdict(self)) if isinstance(value, float) and not math.isfinite(value)]
+        broken = [path for path, leaf in _leaves(asdict(self)) if isinstance(leaf, float) and not math.isfinite(leaf)]
         if broken:
             raise MetricsError(f"{', '.join(broken)} is not a finite number; look at the run's log")
 
@@ -145,8 +146,9 @@ class Metrics:
         names = {f.name for f in fields(cls)}
         missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
         if missing or unknown:
-            faults = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
-            raise MetricsError(f"{path} {' and '.join(faults)}; write it with mmlora.report.Metrics.save")
+            kinds = (("lacks", missing), ("has unknown", unknown))
+            faults = [f"{verb} {', '.join(keys)}" for verb, keys in kinds if keys]
+            raise MetricsError(f"{path} {' and '.join(faults)}; write it with mmlora.metrics.Metrics.save")
         try:
             return cls(**record)
         except MetricsError as error:
@@ -155,9 +157,10 @@ class Metrics:
 
 def _leaves(value, path: str = "") -> Iterator[tuple[str, object]]:
     """(dotted path, value) of everything inside nested dictionaries and lists."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else None
-    if inside is None:
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
         yield path, value
-    else:
-        for key, child in inside:
-            yield from _leaves(child, f"{path}.{key}" if path else str(key))
+        return
+    for key, child in value.items():
+        yield from _leaves(child, f"{path}.{key}" if path else str(key))

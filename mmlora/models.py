@@ -68,8 +68,8 @@ def load_vlm(name: str = "smolbridge") -> VLM:
     elif not (folder / "config.json").is_file():
         near = difflib.get_close_matches(name, ["smolbridge"], 3, 0.3)
         raise UnknownModel(
-            f"no model is called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            + " Give 'smolbridge' or a folder that save_pretrained wrote."
+            f"no model is called {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+            + "; give 'smolbridge' or a folder that save_pretrained wrote"
         )
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     return VLM(name, model.eval(), AutoProcessor.from_pretrained(folder))
@@ -95,7 +95,8 @@ def smolbridge(bridge: Path | None = BRIDGE, **config) -> Path:
         try:
             model.half().save_pretrained(aside)  # half of the space; the source is 4 bits a weight
             processor.save_pretrained(aside)
-            aside.replace(target)
+            if not (target / "config.json").is_file():  # another process may have been faster
+                aside.replace(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:

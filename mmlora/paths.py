@@ -19,10 +19,11 @@ DATA = PACKAGE.parent / "data" if IN_CHECKOUT else PACKAGE / "_data"
 WEIGHTS = PACKAGE.parent / "weights" if IN_CHECKOUT else PACKAGE / "_weights"
 NOTEBOOKS = PACKAGE.parent / "notebooks" if IN_CHECKOUT else PACKAGE / "_notebooks"
 
-#: Written: runs/ and results/.
+#: Written: the runs, the recorded results, and MiniSQA's parquet files.
 WORK = PACKAGE.parent if IN_CHECKOUT else Path.cwd()
 RUNS = WORK / "runs"
 RESULTS = WORK / "results"
+MINISQA = WORK / "data" / "minisqa"
 
 
 def cache_home() -> Path:

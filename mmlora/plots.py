@@ -6,6 +6,7 @@ marker or order. Sizes suit a notebook column at 100 dpi.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -24,8 +25,17 @@ FONT = 9
 LINE = 1.4 * FONT / 72  # inches from one line of text to the next
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+class Picture(Figure):
+    """A `Figure` that a notebook shows when it is a cell's last line, whether pyplot was imported or not."""
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        self.savefig(data, format="png")
+        return data.getvalue()
+
+
+def _figure(width: float, height: float) -> Picture:
+    return Picture(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def _plain(axes) -> None:
@@ -110,7 +120,7 @@ def skill_bars(by_skill: Mapping[str, Share], base: Mapping[str, Share] | None =
                   capsize=2)
     if base:
         known = [i for i, name in enumerate(names) if name in base]
-        axes.plot([base[names[i]].accuracy for i in known], known, "D", color=VERMILION, markersize=5, label="base model")
+        axes.plot([base[names[i]].accuracy for i in known], known, "D", color=VERMILION, markersize=5, label="base")
     axes.set_yticks(y, [f"{name} (n={by_skill[name].n})" for name in names])
     axes.set(xlabel="accuracy (%)", xlim=(0, 100), ylim=(-0.7, len(names) - 0.3), title="Accuracy by skill")
     axes.grid(axis="x", alpha=0.25)
@@ -130,7 +140,7 @@ def gallery(problems: Sequence[Problem], predictions: Sequence[Prediction], n: i
     picture, margin = 2.1, 0.12
     heights = [max(picture if p.image else 0, LINE * len(story)) + 2 * margin for (p, _), story in zip(pairs, stories)]
     total = sum(heights)
-    figure = Figure(figsize=(9, total), dpi=DPI)
+    figure = Picture(figsize=(9, total), dpi=DPI)
     top = total - margin
     for (problem, _), story, height in zip(pairs, stories, heights):
         panel_height = min(picture, height - 2 * margin)

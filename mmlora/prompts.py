@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +17,7 @@ from mmlora.errors import MMLoraError
 from mmlora.loss import IGNORED
 from mmlora.scienceqa import LETTERS, Problem
 
-Format = Literal["answer", "answer_explanation", "explanation_answer"]
+Format = Literal["answer", "answer_explanation", "explanation_answer", "caption"]  # the last for alignment only
 
 
 class PromptError(MMLoraError):
@@ -34,8 +35,10 @@ class Sample:
     pixel_values: torch.Tensor | None
 
 
-def prompt_text(problem: Problem) -> str:
-    """Question, context and lettered options, a line each."""
+def prompt_text(problem: Problem, format: Format = "answer") -> str:
+    """Question, context and lettered options, a line each; for a caption only the request for one."""
+    if format == "caption":
+        return "Describe the picture."
     context = f"Context: {problem.hint}\n" if problem.hint else ""
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices))
     return f"Question: {problem.question}\n{context}Options: {options}"
@@ -50,11 +53,14 @@ def target_text(problem: Problem, format: Format) -> str:
         return f"{answer} {problem.solution}"
     if format == "explanation_answer":
         return f"{problem.solution} {answer}"
+    if format == "caption":
+        return problem.caption
     raise PromptError(f"no target format is called {format!r}; there are {', '.join(get_args(Format))}")
 
 
 def encode_texts(processor, id: str, prompt: str, image, target: str | None) -> Sample:
     """Tokens of one user turn and, if `target` is given, of the assistant's answer with its end token."""
+    image = image if image is None else _readable(id, image)
     content = ([{"type": "image"}] if image is not None else []) + [{"type": "text", "text": _clean(processor, prompt)}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     data = processor(images=[image] if image is not None else None, text=[text], return_tensors="pt")
@@ -62,7 +68,7 @@ def encode_texts(processor, id: str, prompt: str, image, target: str | None) -> 
     labels = torch.full_like(input_ids, IGNORED)
     if target is not None:
         tokenizer = processor.tokenizer
-        answer = tokenizer(target, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        answer = tokenizer(_clean(processor, target), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         answer = torch.tensor(answer, dtype=input_ids.dtype)
         input_ids, labels = torch.cat([input_ids, answer]), torch.cat([labels, answer])
         slots = torch.cat([slots, torch.zeros_like(answer)])
@@ -72,12 +78,22 @@ def encode_texts(processor, id: str, prompt: str, image, target: str | None) -> 
 
 def encode(processor, problem: Problem, format: Format) -> Sample:
     """Prompt and target of `problem`; only the target's tokens are supervised."""
-    return encode_texts(processor, problem.id, prompt_text(problem), problem.image, target_text(problem, format))
+    target = target_text(problem, format)
+    return encode_texts(processor, problem.id, prompt_text(problem, format), problem.image, target)
 
 
 def encode_prompt(processor, problem: Problem) -> Sample:
     """The prompt alone, ending where the assistant speaks."""
     return encode_texts(processor, problem.id, prompt_text(problem), problem.image, None)
+
+
+def _readable(id: str, image):
+    """The picture in RGB; files are decoded here at the latest."""
+    try:
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for a broken file
+        raise PromptError(f"problem {id}: its picture cannot be read ({error}); replace the picture or leave the "
+                          "problem out") from error
 
 
 def _clean(processor, text: str) -> str:
@@ -88,28 +104,38 @@ def _clean(processor, text: str) -> str:
 
 def show_labels(processor, sample: Sample) -> str:
     """The sample as text with its supervised part between ⟦ and ⟧ and image slots counted."""
-    pieces, supervised, slots = [], False, 0
-    for token, label, slot in zip(sample.input_ids, sample.labels.tolist(), sample.mm_token_type_ids.tolist()):
-        slots += slot
-        if slot:
-            continue
-        if slots:
-            pieces.append(f"[{slots} image slots]")
-            slots = 0
-        if (label != IGNORED) != supervised:
-            supervised = label != IGNORED
-            pieces.append("⟦" if supervised else "⟧")
-        pieces.append(processor.tokenizer.decode([int(token)]))
-    return "".join(pieces) + ("⟧" if supervised else "")
+    tokens = zip(sample.input_ids.tolist(), sample.mm_token_type_ids.tolist(), sample.labels.tolist())
+    pieces = []
+    for (slot, supervised), group in groupby(tokens, key=lambda t: (t[1] == 1, t[2] != IGNORED)):
+        ids = [token for token, _, _ in group]
+        words = processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        text = f"[{len(ids)} image slots]" if slot else words
+        pieces.append(f"⟦{text}⟧" if supervised else text)
+    return "".join(pieces)
 
 
 def parse_answer(text: str, choices: tuple[str, ...]) -> int | None:
-    """The choice that the last "The answer is …" names, or None when it names none of them."""
-    found = re.findall(r"the answer is:?\s*(.+?)\s*(?:\.?\s*$|\.\s)", text, flags=re.IGNORECASE | re.DOTALL)
-    said = _normal(found[-1]) if found else None
-    matches = [i for i, choice in enumerate(choices) if _normal(choice) == said]
-    return matches[0] if len(matches) == 1 else None
+    """The choice that the last "The answer is …" names, or None when it names none of them.
+
+    What it names ends at a full stop, at a line's end or with the text; as a choice may hold full stops itself, the
+    longest one named counts. Case and full stops matter only between choices that differ in nothing else.
+    """
+    *_, tail = re.split(r"\bthe answer is\b:?", text, flags=re.IGNORECASE)
+    if tail == text:
+        return None
+    for end in reversed(list(re.finditer(r"\.(?=\s)|\n|$", tail))):
+        said = tail[: end.start()]
+        named = [i for i, choice in enumerate(choices) if _loosely(choice) == _loosely(said)]
+        if len(named) > 1:
+            named = [i for i in named if _strictly(choices[i]) == _strictly(said)]
+        if len(named) == 1:
+            return named[0]
+    return None
 
 
-def _normal(text: str) -> str:
+def _strictly(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")
+
+
+def _loosely(text: str) -> str:
     return " ".join(text.lower().replace(".", " ").split())

@@ -129,7 +129,7 @@ def by_id(problems: Sequence[Problem], predictions: Sequence[Prediction]) -> lis
         raise ScoreError(f"{len(missing)} problems have no prediction, the first is {missing[0]}; evaluate them all")
     if len(found) > len(problems):
         stray = sorted(set(found) - {p.id for p in problems})[0]
-        raise ScoreError(f"prediction {stray} belongs to none of the {len(problems)} problems; pass the problems scored")
+        raise ScoreError(f"prediction {stray} belongs to none of the {len(problems)} problems; pass the right ones")
     return [(problem, found[problem.id]) for problem in problems]
 
 
@@ -173,7 +173,9 @@ class Comparison:
     only_second: int
 
 
-def compare(first: Sequence[Prediction], second: Sequence[Prediction], draws: int = 10_000, seed: int = 0) -> Comparison:
+def compare(
+    first: Sequence[Prediction], second: Sequence[Prediction], draws: int = 10_000, seed: int = 0
+) -> Comparison:
     """Is `first` better than `second`? Paired by id, so the problems' difficulty cancels out.
 
     The interval is a paired bootstrap over problems, the p-value two-sided and exact (McNemar 1947): under the
@@ -191,6 +193,9 @@ def compare(first: Sequence[Prediction], second: Sequence[Prediction], draws: in
     flips = only_first + only_second
     tail = sum(math.comb(flips, k) for k in range(min(only_first, only_second) + 1)) / 2**flips
     return Comparison(
-        round(100 * (only_first - only_second) / n, 2), (round(float(low), 2), round(float(high), 2)), min(1.0, 2 * tail),
-        only_first, only_second,
+        difference=round(100 * (only_first - only_second) / n, 2),
+        ci95=(round(float(low), 2), round(float(high), 2)),
+        p_value=min(1.0, 2 * tail),
+        only_first=only_first,
+        only_second=only_second,
     )

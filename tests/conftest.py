@@ -1,9 +1,14 @@
 """Fixtures that several test files use."""
 
 import multiprocessing
+import os
+from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 import torch
+
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture
@@ -19,11 +24,15 @@ def one_thread():
 def fresh_process():
     """`fresh_process(function, *arguments)` runs an importable function in a new process and returns its exit code.
 
-    The processes are forked from a server that has done nothing but import: fresh, without 10 seconds of imports each.
+    The processes are forked from a server that has done nothing but import: fresh, and without ten seconds of imports.
     """
-    context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else None)
-    if context.get_start_method() == "forkserver":
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
         context.set_forkserver_preload(["tiny"])
+        with pytest.MonkeyPatch.context() as patch:  # the server finds its preload through PYTHONPATH only
+            patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS, TESTS.parent))))
+            forkserver.ensure_running()
 
     def run(function, *arguments) -> int:
         process = context.Process(target=function, args=arguments)
@@ -32,3 +41,19 @@ def fresh_process():
         return process.exitcode
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm():
+    """A random SmolBridge of four decoder layers with its processor. Copy the model before changing it."""
+    import tinyvlm
+
+    return tinyvlm.build()
+
+
+@pytest.fixture(scope="session")
+def real_vlm():
+    """SmolBridge itself, put together from the package index at the first use."""
+    from mmlora.models import load_vlm
+
+    return load_vlm("smolbridge")

@@ -7,12 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, PreTrainedTokenizerFast, ViTImageProcessor
+from tinyvlm import picture
 
 from mmlora import evaluate as ev
-from mmlora.models import CHAT_TEMPLATE, VLM
+from mmlora.models import VLM
 from mmlora.prompts import IGNORED, encode, encode_prompt, target_text
 from mmlora.scienceqa import CATEGORIES, Problem
 from mmlora.scores import (
@@ -27,53 +25,21 @@ from mmlora.scores import (
     score,
     wilson,
 )
-from mmlora.smolbridge import SmolBridgeConfig, SmolBridgeForConditionalGeneration, SmolBridgeProcessor
-
-WORDS = "Question: Options: Context: The answer is which colour is the ball red green blue dark olive (A) (B) (C) (D)"
 
 
-def picture(seed: int) -> Image.Image:
-    image = Image.new("RGB", (90, 70), (255, 255, 255))
-    rng = np.random.default_rng(seed)
-    ImageDraw.Draw(image).rectangle(rng.integers(0, 60, 4).reshape(2, 2).cumsum(0).ravel().tolist(), fill="red")
-    return image
-
-
-@pytest.fixture(scope="module")
-def vlm() -> VLM:
-    """A random SmolBridge with two text layers below and two above the pictures, and a byte-level tokenizer."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([WORDS], trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
-    vocabulary = tokenizer.get_vocab_size()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1],
-                                   eos_token=special[2], additional_special_tokens=["<image>"])
-    text = AutoConfig.for_model("llama", vocab_size=vocabulary, hidden_size=32, intermediate_size=48,
-                                num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, bos_token_id=1,
-                                eos_token_id=2, pad_token_id=0)
-    config = SmolBridgeConfig(text_config=text, image_size=64, bridge_width=16, bridge_depth=1, merge=1,
-                              entry_layer=2, image_token_id=vocabulary)
-    torch.manual_seed(0)
-    model = SmolBridgeForConditionalGeneration(config).eval()
-    with torch.no_grad():  # wide enough weights that scores differ by more than the tolerances below
-        for parameter in model.model.language_model.parameters():
-            parameter.mul_(4 if parameter.dim() > 1 else 1)
-    pictures = ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return VLM("tiny", model, SmolBridgeProcessor(pictures, fast, CHAT_TEMPLATE, config.visual_tokens))
+@pytest.fixture
+def vlm(tiny_vlm) -> VLM:
+    return tiny_vlm
 
 
 @pytest.fixture(scope="module")
 def problems() -> list[Problem]:
     """Prompts of different lengths, 2 to 5 choices of different lengths, with and without a picture."""
     return [
-        Problem("a", "Which colour is the ball?", ("red", "dark olive green", "blue"), 1, picture(1)),
+        Problem("a", "Which colour is the ball?", ("red", "dark olive green", "blue"), 1, picture("red", "olive")),
         Problem("b", "Is it?", ("yes", "no"), 0, None, hint="A longer context, read before the question is answered."),
-        Problem("c", "Which?", ("red", "green", "blue", "olive", "red or green"), 4, picture(2)),
-        Problem("d", "Which of these is the right one?", ("a b c", "a b d"), 0, picture(3)),
+        Problem("c", "Which?", ("red", "green", "blue", "olive", "red or green"), 4, picture("blue")),
+        Problem("d", "Which of these is the right one?", ("a b c", "a b d"), 0, picture("green", "red")),
     ]
 
 
@@ -200,7 +166,7 @@ def test_wilson_against_known_values():
 
 
 def test_columns_overlap_as_in_scienceqa():
-    both = Problem("1", "?", ("x", "y"), 0, picture(0), hint="text", grade="grade6")
+    both = Problem("1", "?", ("x", "y"), 0, picture("red"), hint="text", grade="grade6")
     none = Problem("2", "?", ("x", "y"), 0, subject="language science", grade="grade7", skill="guide words")
     scores = score([both, none], [Prediction("2", 1, False), Prediction("1", 0, True)])
     counts = {name: (share.correct, share.n) for name, share in scores.columns.items()}
@@ -244,6 +210,6 @@ def test_compare_pairs_by_id():
 
 
 def test_predictions_survive_a_file(tmp_path):
-    written = [Prediction("a", None, False, "line one\nline \u2028 two", ()), Prediction("b", 1, True, "é", (-1.5, -0.25))]
+    written = [Prediction("a", None, False, "line one\nline \u2028 two"), Prediction("b", 1, True, "é", (-1.5, -0.25))]
     save_predictions(written, tmp_path / "p.jsonl")
     assert load_predictions(tmp_path / "p.jsonl") == written

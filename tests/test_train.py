@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -119,9 +120,9 @@ def test_the_loss_is_the_mean_over_supervised_tokens_and_the_prompt_has_none(tmp
 
 
 def test_it_learns(tmp_path):
-    settings = replace(QUICK, steps=60, learning_rate=2e-2)
+    settings = replace(QUICK, steps=40, learning_rate=2e-2)
     records = fit(tiny.adapted(rank=16, layers=range(4)), tiny.Tokens(8), settings, tmp_path).records
-    assert records[-1]["loss"] < 0.6 * records[0]["loss"]
+    assert records[-1]["loss"] < records[0]["loss"] - 0.15
 
 
 def test_frozen_towers_compute_as_in_inference(tmp_path):
@@ -153,6 +154,7 @@ def test_the_log_is_a_line_a_step_and_equals_what_is_returned(tmp_path, capsys):
     assert "gradient norm at the first step: language" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_log_on_a_full_disk_keeps_its_records(tmp_path):
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     log = fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path)
@@ -207,8 +209,9 @@ def test_what_is_not_finite_stops_the_run_and_spoils_nothing(tmp_path, what, poi
     def remember(record):
         steps.append({n: p.detach().clone() for n, p in model.named_parameters()})
 
-    with pytest.raises(TrainingError, match=f"the {what} is not finite at step 3 .samples .*sample-{order[2][0]}") as error:
-        fit(model, poisoned(order[2][0], poison), tiny.SETTINGS, tmp_path, on_step=remember)
+    sample = order[2][0]
+    with pytest.raises(TrainingError, match=f"the {what} is not finite at step 3 .samples .*sample-{sample}") as error:
+        fit(model, poisoned(sample, poison), tiny.SETTINGS, tmp_path, on_step=remember)
     assert "the checkpoint of step 2 is kept" in str(error.value)
     assert len(steps) == 2 and all(torch.equal(p, steps[-1][n]) for n, p in model.named_parameters())
     assert (tmp_path / "checkpoint-00000002").is_dir()

@@ -10,7 +10,7 @@ from mmlora.minisqa.core import Draft, skill
 from mmlora.minisqa.draw import SIZE, canvas, finish, icon, paste, shade
 from mmlora.minisqa.words import listing, spoken, with_article
 
-BIOLOGY = dict(subject="natural science", topic="biology")
+BIOLOGY = {"subject": "natural science", "topic": "biology"}
 
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 
@@ -40,7 +40,7 @@ def animal_picture(rng: random.Random, name: str, size: int) -> Image.Image:
         picture = Image.merge("RGBA", (*turned.convert("RGB").split(), picture.getchannel("A")))
     if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
-    return picture.rotate(rng.uniform(-12, 12), resample=Image.BICUBIC)
+    return picture.rotate(rng.uniform(-12, 12), resample=Image.BILINEAR)
 
 
 CLASSES = {
@@ -149,7 +149,8 @@ def limbs(rng: random.Random) -> Draft:
         across = 128 + rng.uniform(-60, 60)
         paste(image, animal_picture(rng, name, size), (across, along) if upright else (along, across))
     animals = [with_article(spoken(name)) for name in names]
-    where = ("at the top", "in the middle", "at the bottom") if upright else ("on the left", "in the middle", "on the right")
+    start, end = ("at the top", "at the bottom") if upright else ("on the left", "on the right")
+    where = (start, "in the middle", end)
     asked, order = moves[answer], "top to bottom" if upright else "left to right"
     solution = (
         f"From {order}, the animals are {listing(animals)}. "

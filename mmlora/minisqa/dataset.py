@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Sequence, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
 from mmlora.minisqa.core import SPLIT_SIZES, find_skills, generate
@@ -29,8 +29,8 @@ FOLDER = WORK / "data" / "minisqa"
 #: The 13 fields of derek-thomas/ScienceQA, in its order and with its types, and two more: `id` and `caption`.
 FEATURES = Features({
     "image": ImageFeature(), "question": Value("string"), "choices": Sequence(Value("string")), "answer": Value("int8"),
-    **{name: Value("string") for name in ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")},
-    "id": Value("string"), "caption": Value("string"),
+    **{name: Value("string") for name in ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture",
+                                          "solution", "id", "caption")},
 })  # fmt: skip
 
 ROWS = 100  # a row group: the rows (about 6 MB) that are held in memory while a file is written or read
@@ -49,7 +49,8 @@ def build(folder: str | Path | None = None, *, sizes: dict[str, int] | None = No
     Raises `UnknownSkill`, or `DataError` where the folder cannot be written or is full.
     """
     folder, sizes = Path(folder or FOLDER), dict(sizes or SPLIT_SIZES)
-    settings = {"seed": seed, "sizes": sizes, "skills": [each.name for each in find_skills(skills)], "version": _version()}
+    names = [each.name for each in find_skills(skills)]
+    settings = {"seed": seed, "sizes": sizes, "skills": names, "version": _version()}
     manifest = folder / "manifest.json"
     if _is_built(manifest, settings):
         return folder
@@ -72,13 +73,14 @@ def build(folder: str | Path | None = None, *, sizes: dict[str, int] | None = No
 def load_problems(source: str | Path = "minisqa", split: str = "test", limit: int | None = None) -> list[Problem]:
     """The first `limit` (default all) problems of `<source>/<split>*.parquet`; "minisqa" builds it first if need be.
 
-    Works for every parquet file with ScienceQA's fields; a row without an id is called `<split>-<row>`. Images are checked here
-    but decoded at their first use, so that 4,000 problems load in seconds. Raises `DataError`, which names file and row.
+    Works for every parquet file with ScienceQA's fields; a row without an id is called `<split>-<row>`. Images are
+    checked here but decoded at their first use, so that 4,000 problems load in seconds. Raises `DataError`, which
+    names the file and the row.
     """
     folder = build() if source == "minisqa" else Path(source)
     paths = sorted(folder.glob(f"{split}*.parquet"))
     if not paths:
-        raise DataError(f"{folder} has no {split}*.parquet; give \"minisqa\" or a folder with ScienceQA's parquet files")
+        raise DataError(f'{folder} has no {split}*.parquet; give "minisqa" or a folder with ScienceQA\'s parquet files')
     problems = (problem for path in paths for problem in _read(path, split))
     return list(islice(problems, limit))
 
@@ -86,7 +88,8 @@ def load_problems(source: str | Path = "minisqa", split: str = "test", limit: in
 def _is_built(manifest: Path, settings: dict) -> bool:
     try:
         found = json.loads(manifest.read_text())
-        whole = all((manifest.parent / name).stat().st_size == file["bytes"] for name, file in found.pop("files").items())
+        files = found.pop("files")
+        whole = all((manifest.parent / name).stat().st_size == file["bytes"] for name, file in files.items())
     except (OSError, ValueError, KeyError):
         return False
     return whole and found == settings
@@ -112,8 +115,8 @@ def _writing(folder: Path):
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"cannot write MiniSQA to {folder}: {reason}; free 1 GB there or give another folder") from error
+        reason = error.strerror or error
+        raise DataError(f"cannot write MiniSQA to {folder}: {reason}; free 1 GB there or give another one") from error
 
 
 def _write(path: Path, problems: Iterator[Problem], progress: tqdm):
@@ -154,7 +157,7 @@ def _read(path: Path, split: str) -> Iterator[Problem]:
                 yield _problem(row, path, row.get("id") or f"{split}-{number}")
                 number += 1
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet ({error}); delete it and build or download it anew") from error
+        raise DataError(f"{path} cannot be read as parquet ({error}); delete it and get it anew") from error
 
 
 def _problem(row: dict, path: Path, row_id: str) -> Problem:
@@ -162,7 +165,7 @@ def _problem(row: dict, path: Path, row_id: str) -> Problem:
         known = {name: row[name] for name in FEATURES if row.get(name) is not None}  # nulls get Problem's defaults
         return Problem(**{**known, "id": row_id, "choices": tuple(row["choices"]), "image": _image(row["image"])})
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for a broken file
-        raise DataError(f"{path}, row {row_id}: cannot be read ({error}); delete the file and build it anew") from error
+        raise DataError(f"{path}, row {row_id}: cannot be read ({error}); delete the file and get it anew") from error
 
 
 def _image(stored: dict | None) -> Image.Image | None:

@@ -12,7 +12,7 @@ from mmlora.minisqa.draw import COLORS, SIZE, arrow, canvas, finish, icon, label
 from mmlora.minisqa.maps import LANDS, MARKERS, state_centers, state_map, whole_world_map, world_map
 from mmlora.minisqa.words import spoken
 
-GEOGRAPHY = dict(subject="social science", topic="geography")
+GEOGRAPHY = {"subject": "social science", "topic": "geography"}
 
 # --- States ---------------------------------------------------------------------------------------------------
 

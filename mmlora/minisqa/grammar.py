@@ -7,7 +7,11 @@ import random
 from mmlora.minisqa.core import Draft, skill
 from mmlora.minisqa.words import ACTIONS, NAMES, PLACES, capital
 
-SENTENCES = dict(subject="language science", topic="writing-strategies", category="Sentences, fragments, and run-ons")
+SENTENCES = {
+    "subject": "language science",
+    "topic": "writing-strategies",
+    "category": "Sentences, fragments, and run-ons",
+}
 
 
 def _clause(rng: random.Random, who: str, action: tuple[str, str, str, str], form: int = 2) -> str:
@@ -43,9 +47,9 @@ def _sentence_of_kind(rng: random.Random, kind: str) -> str:
 
 @skill(
     "Is the sentence declarative, interrogative, imperative, or exclamatory?", **SENTENCES, grades=(2, 6), weight=1.4,
-    lecture="""A declarative sentence makes a statement and ends with a period. An interrogative sentence asks a question.
-    An imperative sentence makes a request or a demand, and its subject is often left out. An exclamatory sentence is like
-    a statement, but shows surprise or strong feeling, and it ends with an exclamation point.""",
+    lecture="""A declarative sentence makes a statement and ends with a period. An interrogative sentence asks a
+    question. An imperative sentence makes a request or a demand, and its subject is often left out. An exclamatory
+    sentence is like a statement, but shows surprise or strong feeling, and it ends with an exclamation point.""",
 )
 def kind_of_sentence(rng: random.Random) -> Draft:
     kinds = tuple(KINDS)
@@ -57,9 +61,9 @@ def kind_of_sentence(rng: random.Random) -> Draft:
 
 @skill(
     "Is the sentence simple, compound, or complex?", **SENTENCES, grades=(6, 10), weight=1.4,
-    lecture="""A simple sentence has one clause. A compound sentence joins two independent clauses with a conjunction such as
-    and, but, or, so. A complex sentence has an independent clause and a dependent clause, which begins with a word such as
-    because, when, although or after.""",
+    lecture="""A simple sentence has one clause. A compound sentence joins two independent clauses with a
+    conjunction such as and, but, or, so. A complex sentence has an independent clause and a dependent clause, which
+    begins with a word such as because, when, although or after.""",
 )
 def structure_of_sentence(rng: random.Random) -> Draft:
     (a, b), (x, y) = _two(rng)
@@ -85,8 +89,9 @@ def structure_of_sentence(rng: random.Random) -> Draft:
 
 @skill(
     "Identify sentence fragments and run-on sentences", **SENTENCES, grades=(4, 8), weight=1.4,
-    lecture="""A complete sentence has a subject and a verb and expresses a whole thought. A fragment lacks one of them. A run-on
-    sentence puts two complete sentences together without a conjunction or the punctuation that they need.""",
+    lecture="""A complete sentence has a subject and a verb and expresses a whole thought. A fragment lacks one of
+    them. A run-on sentence puts two complete sentences together without a conjunction or the punctuation that they
+    need.""",
 )
 def fragments(rng: random.Random) -> Draft:
     (a, b), (x, y) = _two(rng)
@@ -103,7 +108,7 @@ def fragments(rng: random.Random) -> Draft:
         sentence, why = rng.choice((
             (f"{capital(x[2])} {x[3]} {place}.", f'It does not say who {x[2]} {x[3]}'),
             (f"{capital(x[3])} {place}.", f'It does not say what happened to {x[3]}'),
-            (f"Because {first} {place}.", f'It begins with "Because" and the result is missing'),
+            (f"Because {first} {place}.", 'It begins with "Because" and the result is missing'),
         ))
     else:
         sentence = f"{first}{rng.choice(('', ','))} {second}."
@@ -113,9 +118,11 @@ def fragments(rng: random.Random) -> Draft:
 
 
 @skill(
-    "Identify the verb tense", subject="language science", topic="verbs", category="Verb tense", grades=(2, 5), weight=1.4,
-    lecture="""Present tense verbs tell you about something that is happening now. Past tense verbs tell you about something that
-    has already happened; many end in -ed. Future tense verbs tell you about something that is going to happen and use will.""",
+    "Identify the verb tense", subject="language science", topic="verbs", category="Verb tense",
+    grades=(2, 5), weight=1.4,
+    lecture="""Present tense verbs tell you about something that is happening now. Past tense verbs tell you about
+    something that has already happened; many end in -ed. Future tense verbs tell you about something that is going
+    to happen and use will.""",
 )
 def verb_tense(rng: random.Random) -> Draft:
     who, (base, third, past, thing), place = rng.choice(NAMES), rng.choice(ACTIONS), rng.choice(PLACES)
@@ -128,24 +135,29 @@ def verb_tense(rng: random.Random) -> Draft:
 
 
 TITLES = ("Aunt", "Uncle", "Grandma", "Grandpa", "Cousin", "Doctor", "Captain", "Coach", "Sister")
-CLOSINGS = ("Your friend", "Your cousin", "Your neighbor", "Your student", "Your teammate", "Yours truly", "Yours always",
-            "Best wishes", "Best regards", "Many thanks", "Many hugs", "Warm wishes", "Warm regards", "Kind regards")
+CLOSINGS = (
+    "Your friend", "Your cousin", "Your neighbor", "Your student", "Your teammate", "Yours truly", "Yours always",
+    "Best wishes", "Best regards", "Many thanks", "Many hugs", "Warm wishes", "Warm regards", "Kind regards",
+)  # fmt: skip
 
 
 @skill(
     "Greetings and closings: capitalization", subject="language science", topic="capitalization", category="Formatting",
     grades=(1, 5), weight=1.4,
-    lecture="""The first word of a greeting or a closing is capitalized, and so is every name. In a greeting all main words are
-    capitalized: Dear Aunt Rosa. In a closing only the first word is: Your friend.""",
+    lecture="""The first word of a greeting or a closing is capitalized, and so is every name. In a greeting all
+    main words are capitalized: Dear Aunt Rosa. In a closing only the first word is: Your friend.""",
 )
 def letters(rng: random.Random) -> Draft:
     name = rng.choice(NAMES)
     if rng.random() < 0.5:
         title, start = rng.choice(TITLES), rng.choice(("Dear", "Hello", "Hi"))
-        choices = (f"{start} {title} {name},", f"{start.lower()} {title} {name},", f"{start} {title.lower()} {name.lower()},")
+        choices = (f"{start} {title} {name},", f"{start.lower()} {title} {name},",
+                   f"{start} {title.lower()} {name.lower()},")  # fmt: skip
         return Draft("Which greeting is correctly written for a letter?", choices, 0,
-                     f'"{start}", "{title}" and "{name}" all need a capital letter. The correct greeting is: {choices[0]}')
+                     f'"{start}", "{title}" and "{name}" all need a capital letter. '
+                     f"The correct greeting is: {choices[0]}")
     first, second = rng.choice(CLOSINGS).split()
     choices = (f"{first} {second}, {name}", f"{first} {capital(second)}, {name}", f"{first.lower()} {second}, {name}")
     return Draft("Which closing is correctly written for a letter?", choices, 0,
-                 f'"{first}" and "{name}" need a capital letter, "{second}" does not. The correct closing is: {choices[0]}')
+                 f'"{first}" and "{name}" need a capital letter, "{second}" does not. '
+                 f"The correct closing is: {choices[0]}")

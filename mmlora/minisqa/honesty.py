@@ -1,8 +1,8 @@
 """Can the image problems be answered without their images? A text-only classifier must be at chance.
 
-It is a linear softmax over the choices. Its features are bags of words: the choice's own words, each of them crossed
-with the words of the question and hint, with the words of the other choices, and with the choice's position. So it sees every
-shortcut of the kind "blue is right more often", "the middle number is right" or "B is right when the question says most".
+It is a linear softmax over the choices. Its features are bags of words: the choice's own words and position, and its
+words crossed with those of the question and hint and with those of the other choices. So it sees every shortcut of the
+kind "blue is right more often", "4 is right beside 1 and 7" or "blue is right when the question says most".
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ STEPS, LEARNING_RATE, DECAY = 60, 0.05, 2e-4  # enough to fit a planted shortcut
 
 @dataclass(frozen=True)
 class TextOnly:
-    """What text alone achieves on `n` problems, beside the best that knows nothing: the majority position."""
+    """What text alone achieves on `n` problems, beside two who know nothing: `majority` always takes the position
+    that was right most often in training, `chance` takes any. `by_skill` holds accuracy, chance and n."""
 
     accuracy: float
     majority: float
+    chance: float
     n: int
-    by_skill: dict[str, tuple[float, float, int]]  # accuracy, chance, n
+    by_skill: dict[str, tuple[float, float, int]]
 
     @property
     def standard_error(self) -> float:
-        return (self.majority * (1 - self.majority) / self.n) ** 0.5
+        return (self.chance * (1 - self.chance) / self.n) ** 0.5
 
 
 def text_only(train: Sequence[Problem], test: Sequence[Problem]) -> TextOnly:
@@ -46,7 +48,8 @@ def text_only(train: Sequence[Problem], test: Sequence[Problem]) -> TextOnly:
         rows = [i for i, problem in enumerate(test) if problem.skill == name]
         chance = sum(1 / len(test[i].choices) for i in rows) / len(rows)
         by_skill[name] = (sum(right[i] for i in rows) / len(rows), chance, len(rows))
-    return TextOnly(sum(right) / len(right), sum(p.answer == majority for p in test) / len(test), len(test), by_skill)
+    return TextOnly(sum(right) / len(test), sum(problem.answer == majority for problem in test) / len(test),
+                    sum(1 / len(problem.choices) for problem in test) / len(test), len(test), by_skill)  # fmt: skip
 
 
 def _words(text: str) -> list[str]:
@@ -80,7 +83,8 @@ class _Bags:
 def _bags(problems: Sequence[Problem]) -> _Bags:
     bags = [(row, place, bag) for row, problem in enumerate(problems) for place, bag in enumerate(_features(problem))]
     ends = torch.tensor([len(bag) for _, _, bag in bags]).cumsum(0)
-    return _Bags(torch.tensor([bucket for _, _, bag in bags for bucket in bag]), torch.cat((ends.new_zeros(1), ends[:-1])),
+    return _Bags(torch.tensor([bucket for _, _, bag in bags for bucket in bag]),
+                 torch.cat((ends.new_zeros(1), ends[:-1])),
                  torch.tensor([row for row, _, _ in bags]), torch.tensor([place for _, place, _ in bags]))  # fmt: skip
 
 

@@ -1,0 +1,79 @@
+"""One row of docs/recipe.md: train with one recipe for a fixed time, score, write results/recipe/NAME.json.
+
+    python benchmarks/recipe.py shipped
+    python benchmarks/recipe.py rank-4 --rank 4
+    python benchmarks/recipe.py answer-only --format answer --method likelihood
+
+Every row has the same problems, the same seed and the same minutes of training; what a recipe needs besides (its cache,
+its scoring) is recorded next to its accuracy. Run rows one at a time: two at once measure each other.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmlora.cache import PrefixCache, Samples
+from mmlora.evaluate import blanked, evaluate, majority_class, score
+from mmlora.lora import attach, towers
+from mmlora.metrics import Metrics
+from mmlora.minisqa.dataset import build, load_problems
+from mmlora.models import BRIDGE, VLM, load_vlm, smolbridge
+from mmlora.paths import RESULTS, WORK
+from mmlora.run import Budget
+from mmlora.train import TrainSettings, fit
+
+SIZES = {"train": 2000, "test": 400}  # large enough to rank recipes five points apart, small enough to try many
+
+
+def main(
+    name: str, format: str = "explanation_answer", method: str = "generate", rank: int = 16, lr: float = 1e-3,
+    first_layer: Annotated[int | None, typer.Option(help="LoRA begins here [default: the entry layer]")] = None,
+    bridge: Annotated[Path, typer.Option(help="aligned bridge; its align.json says where it enters")] = BRIDGE,
+    entry: int = 20, merge: int = 2, batch_size: int = 16, minutes: float = 8.0, seed: int = 0,
+):
+    """Measure one recipe and write results/recipe/NAME.json."""
+    budget = Budget(60)
+    with budget.watch("data"):
+        folder = build(WORK / "data" / "minisqa" / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
+        train, test = (load_problems(folder, split) for split in SIZES)
+    vlm = load_vlm("smolbridge" if bridge == BRIDGE else str(smolbridge(bridge, entry_layer=entry, merge=merge)))
+    base = score(test, evaluate(vlm, test, "likelihood"))
+    layers = range(entry if first_layer is None else first_layer, vlm.model.config.text_config.num_hidden_layers)
+    model = attach(vlm.model, rank=rank, layers=layers, seed=seed)
+    settings = TrainSettings(minutes=minutes, learning_rate=lr, batch_size=batch_size, seed=seed)
+    work = Path(tempfile.mkdtemp(prefix="recipe-"))
+    try:
+        with budget.watch("cache"):
+            source = PrefixCache.build(model, Samples(vlm, train, format), work / "cache")
+        with budget.watch("train"):
+            log = fit(model, source, settings, work)
+    finally:
+        shutil.rmtree(work)
+    trained = VLM(vlm.name, model, vlm.processor)
+    with budget.watch("score"):
+        scores = score(test, evaluate(trained, test, method, batch_size=32))
+        blank = score(blanked(test), evaluate(trained, blanked(test), method, batch_size=32))
+    target = RESULTS / "recipe" / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Metrics(
+        accuracy=scores.to_dict(), base=base.to_dict(), majority=score(test, majority_class(test, train)).to_dict(),
+        blank_image=blank.to_dict(), n_test=len(test), minutes=budget.to_dict(), seed=seed,
+        samples_per_second=round(log.samples_per_second, 2), samples_seen=log.samples_seen,
+        trainable_parameters=towers(model).trainable, model=vlm.name, data=f"MiniSQA {len(train)}/{len(test)}, seed 0",
+        settings={"name": name, "format": format, "scored_by": method, "rank": rank, "entry_layer": entry, "merge": merge,
+                  "layers": [layers[0], layers[-1]], **asdict(settings)},
+    ).save(target)
+    print(f"{name}: {scores.accuracy} {scores.ci95}, IMG {scores.columns['IMG'].accuracy}, blank {blank.accuracy}, "
+          f"{log.samples_per_second:.1f} samples/s, score {budget.spent['score']:.1f} min -> {target}")
+    for skill, share in sorted(scores.by_skill.items(), key=lambda item: item[1].correct / item[1].n):
+        print(f"  {share.correct:3d}/{share.n:3d}  {skill}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

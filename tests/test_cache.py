@@ -1,0 +1,269 @@
+"""Training from cached prefixes is training, losses and gradients alike; no cache is used for the wrong data."""
+
+import copy
+import errno
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tinyvlm
+import torch
+
+from mmlora import cache, lora
+from mmlora.cache import CacheError, PrefixCache, Samples, boundary
+
+ALL = list(range(len(tinyvlm.PROBLEMS)))
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_vlm):
+    return Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "explanation_answer")
+
+
+@pytest.fixture
+def adapted(tiny_vlm):
+    """`adapted(layers)`: a copy of the tiny model with an adapter that already does something."""
+
+    def attach(layers=(2, 3)):
+        model = lora.attach(copy.deepcopy(tiny_vlm.model), rank=4, layers=layers)
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        return model
+
+    return attach
+
+
+@pytest.fixture
+def fills(monkeypatch):
+    """The folders that were filled, in order."""
+    folders, original = [], cache._fill
+
+    def counted(model, samples, first, folder, key):
+        folders.append(folder)
+        return original(model, samples, first, folder, key)
+
+    monkeypatch.setattr(cache, "_fill", counted)
+    return folders
+
+
+def gradients(model, source, indices):
+    model.zero_grad()
+    loss, tokens = source.loss(model, indices)
+    (loss / tokens).backward()
+    grads = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+    assert all(g.abs().max() > 0 for g in grads)
+    return loss.item() / tokens, tokens, torch.cat(grads)
+
+
+# Agreement.
+
+
+def test_the_plain_loss_is_the_models_own(tiny_vlm, samples, adapted):
+    """Sum over the batch = the mean that transformers' convention gives, times the supervised tokens."""
+    model = adapted()
+    loss, tokens = samples.loss(model, ALL)
+    reference = model(**cache.collate([samples[i] for i in ALL])).loss
+    assert torch.allclose(loss / tokens, reference, rtol=1e-5)
+    assert tokens == sum(int((samples[i].labels != -100).sum()) for i in ALL)
+
+
+@pytest.mark.parametrize("layers", [(0, 3), (1, 2), (2, 3), (3,)], ids=lambda layers: f"from-{layers[0]}")
+def test_cached_and_plain_losses_and_gradients_agree(samples, adapted, tmp_path, layers):
+    model = adapted(layers)
+    cached = PrefixCache.build(model, samples, tmp_path / "cache")
+    assert cached.boundary == boundary(model) == layers[0]
+    assert (cached.ids, cached.lengths, len(cached)) == (samples.ids, samples.lengths, len(samples))
+    for indices in (ALL, [2, 1], [3]):
+        plain, tokens, direction = gradients(model, samples, indices)
+        ours, same_tokens, ours_direction = gradients(model, cached, indices)
+        assert same_tokens == tokens and ours == pytest.approx(plain, rel=2e-3)
+        assert torch.cosine_similarity(direction, ours_direction, dim=0) > 0.999
+        assert ours_direction.norm() == pytest.approx(direction.norm().item(), rel=0.02)
+
+
+def test_each_sample_gets_its_own_states(samples, adapted, tmp_path):
+    model = adapted()
+    cached = PrefixCache.build(model, samples, tmp_path / "cache")
+    with torch.no_grad():
+        one_by_one = [cached.loss(model, [i])[0].item() for i in ALL]
+        plain = [samples.loss(model, [i])[0].item() for i in ALL]
+        assert cached.loss(model, ALL)[0].item() == pytest.approx(sum(one_by_one), rel=1e-4)
+    assert one_by_one == pytest.approx(plain, rel=2e-3)
+    assert min(abs(a - b) for a in plain for b in plain if a != b) > 0.01 * max(plain)
+
+
+def test_a_prefix_is_stored_in_half_precision_and_no_padding(samples, adapted, tmp_path):
+    PrefixCache.build(adapted(), samples, tmp_path / "cache")
+    assert (tmp_path / "cache" / "hidden.f16").stat().st_size == sum(samples.lengths) * 64 * 2
+    assert {p.name for p in tmp_path.iterdir()} == {"cache"}
+
+
+# The boundary.
+
+
+def test_the_boundary_follows_from_what_is_trainable(adapted):
+    model = adapted((1, 3))
+    assert boundary(model) == 1
+    for name, parameter in model.named_parameters():
+        if "layers.1." in name:
+            parameter.requires_grad_(False)
+    assert boundary(model) == 3
+
+
+@pytest.mark.parametrize("part", ["connector", "language_model.embed_tokens", "language_model.norm", "vision_tower"])
+def test_what_trains_outside_the_decoders_layers_cannot_be_cached(samples, adapted, tmp_path, part):
+    model = adapted()
+    model.get_base_model().model.get_submodule(part).requires_grad_(True)
+    with pytest.raises(CacheError, match=f"{part}.* is trainable .*train without the prefix cache"):
+        PrefixCache.build(model, samples, tmp_path / "cache")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_model_without_adapter_has_no_boundary(tiny_vlm):
+    with pytest.raises(CacheError, match="attach an adapter first"):
+        boundary(copy.deepcopy(tiny_vlm.model).requires_grad_(False))
+
+
+# Using a cache again.
+
+
+def test_the_same_weights_and_samples_use_the_cache_again(tiny_vlm, samples, adapted, tmp_path, fills, capsys):
+    model = adapted()
+    first = PrefixCache.build(model, samples, tmp_path / "cache")
+    with torch.no_grad():  # above the boundary
+        model.get_base_model().model.language_model.layers[3].mlp.up_proj.base_layer.weight.mul_(2)
+    fresh = Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "explanation_answer")
+    again = PrefixCache.build(model, fresh, str(tmp_path / "cache"))
+    assert len(fills) == 1 and again.fingerprint == first.fingerprint and "anew" not in capsys.readouterr().out
+    assert np.array_equal(again.hidden, first.hidden)
+
+
+def _embedding(core):
+    core.language_model.embed_tokens.weight.data[5, 0] += 1e-3
+
+
+def _lower_layer(core):
+    core.language_model.layers[1].mlp.up_proj.weight.data[0, 0] += 1e-3
+
+
+def _batch_statistics(core):
+    next(b for n, b in core.vision_tower.named_buffers() if n.endswith("running_mean"))[0] += 0.1
+
+
+def _connector(core):
+    core.connector.position.data[0, 0] += 1e-3
+
+
+@pytest.mark.parametrize("change", [_embedding, _lower_layer, _batch_statistics, _connector])
+def test_other_weights_below_the_boundary_build_it_anew(samples, adapted, tmp_path, fills, capsys, change):
+    model = adapted()
+    PrefixCache.build(model, samples, tmp_path / "cache")
+    change(model.get_base_model().model)
+    PrefixCache.build(model, samples, tmp_path / "cache")
+    assert len(fills) == 2 and "was made from other weights or samples; building it anew" in capsys.readouterr().out
+
+
+def test_other_samples_format_or_boundary_build_it_anew(tiny_vlm, samples, adapted, tmp_path, fills):
+    model, problems = adapted(), list(tinyvlm.PROBLEMS)
+    repainted = [replace(problems[0], image=tinyvlm.picture("red", "black")), *problems[1:]]
+    PrefixCache.build(model, samples, tmp_path / "cache")
+    for other in (Samples(tiny_vlm, problems[:2], "explanation_answer"), Samples(tiny_vlm, problems, "answer"),
+                  Samples(tiny_vlm, repainted, "explanation_answer")):
+        built = PrefixCache.build(model, other, tmp_path / "cache")
+        assert built.lengths == other.lengths
+    PrefixCache.build(adapted((3,)), other, tmp_path / "cache")
+    assert len(fills) == 5
+
+
+@pytest.mark.parametrize("name", cache.FILES)
+def test_a_damaged_cache_is_built_anew(samples, adapted, tmp_path, fills, capsys, name):
+    model = adapted()
+    whole = PrefixCache.build(model, samples, tmp_path / "cache").hidden.copy()
+    file = tmp_path / "cache" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    again = PrefixCache.build(model, samples, tmp_path / "cache")
+    assert len(fills) == 2 and "is damaged" in capsys.readouterr().out
+    assert np.array_equal(again.hidden, whole)
+
+
+# A full disk.
+
+
+class FullDisk:
+    """A file on a disk that is full after the first write."""
+
+    def __init__(self, path, mode):
+        self.file, self.writes = open(path, mode), 0
+
+    def write(self, data):
+        self.writes += 1
+        if self.writes > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+    def seek(self, place):
+        return self.file.seek(place)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+def _full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("what", ["hidden", "tokens"])
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_vlm, samples, adapted, tmp_path, monkeypatch, what):
+    model, folder = adapted().train(), tmp_path / "cache"
+    PrefixCache.build(model, samples, folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    others = Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "answer")
+    with monkeypatch.context() as patch:
+        if what == "hidden":
+            patch.setattr(cache, "open", FullDisk, raising=False)
+        else:
+            patch.setattr(cache.np, "savez", _full)
+        with pytest.raises(CacheError, match=r"could not write the prefix cache to .*: No space left .* needs \d+ MB"):
+            PrefixCache.build(model, others, folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert model.training and PrefixCache.build(model, samples, folder).ids == samples.ids
+
+
+def test_an_old_cache_stays_until_the_new_one_is_complete(tiny_vlm, samples, adapted, tmp_path, monkeypatch):
+    model, folder = adapted(), tmp_path / "cache"
+    old = PrefixCache.build(model, samples, folder).fingerprint
+    original, seen = cache._fill, []
+
+    def looking(model, others, first, aside, key):
+        original(model, others, first, aside, key)
+        seen.append(PrefixCache._found(folder, old) is not None and sorted(p.name for p in aside.iterdir()))
+
+    monkeypatch.setattr(cache, "_fill", looking)
+    new = PrefixCache.build(model, Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "answer"), folder)
+    assert seen == [sorted(cache.FILES)] and new.fingerprint != old
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(samples, adapted, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CacheError, match="holds thesis.txt.*new folder"):
+        PrefixCache.build(adapted(), samples, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="could not write"):
+        PrefixCache.build(adapted(), samples, tmp_path / "file" / "cache")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_samples_know_what_they_are(tiny_vlm, samples):
+    assert samples.ids == [p.id for p in tinyvlm.PROBLEMS]
+    assert samples.lengths == [len(samples[i].input_ids) for i in ALL]
+    again = Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "explanation_answer")
+    assert again.fingerprint == samples.fingerprint
+    assert Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "answer").fingerprint != samples.fingerprint

