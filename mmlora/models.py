@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,8 @@ def smolbridge(bridge: Path | None = BRIDGE, **config) -> Path:
     overrides sizes of `SmolBridgeConfig`.
     """
     settings = {"config": config, "bridge": weights.sha256(bridge) if bridge else None,
-                "language": weights.LANGUAGE.sha256, "vision": weights.VISION.sha256}
+                "language": weights.LANGUAGE.sha256, "vision": weights.VISION.sha256,
+                "code": weights.sha256(Path(sys.modules[SmolBridgeConfig.__module__].__file__))}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     target = cache_home() / "models" / f"smolbridge-{key}"
     if (target / "config.json").is_file():

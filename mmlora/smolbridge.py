@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 IMAGE_TOKEN = "<image>"
@@ -95,6 +96,19 @@ class Bridge(nn.Module):
         return self.norm_out(self.project_out(hidden.flatten(3).flatten(1, 2)))
 
 
+def places(side: int, width: int) -> torch.Tensor:
+    """Where each cell is, (side * side, width): slow sines of row and column, mixed at random to a size near 1.
+
+    As large as the cells' own description, so that attention can tell places apart from the first step on.
+    """
+    steps = (torch.arange(side) + 0.5) * torch.pi / side
+    waves = torch.stack([f(steps * 2**k) for k in range(3) for f in (torch.sin, torch.cos)], dim=-1)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    both = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    mix = torch.randn(both.shape[1], width, generator=torch.Generator().manual_seed(1))
+    return both @ mix * (2 / both.shape[1]) ** 0.5
+
+
 class SmolBridgePreTrainedModel(PreTrainedModel):
     config_class = SmolBridgeConfig
     base_model_prefix = "model"
@@ -105,7 +119,10 @@ class SmolBridgePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         """Only what transformers does not know: everything else keeps torch's own initialisation."""
         if isinstance(module, Bridge):
-            nn.init.normal_(module.position, std=0.02)
+            init.copy_(module.position, places(module.side, module.position.shape[1]))
+            for block in module.blocks:  # silent at first: the bridge starts as a linear map of every cell
+                init.zeros_(block.self_attn.out_proj.weight)
+                init.zeros_(block.linear2.weight)
         elif type(module).__module__.startswith("transformers."):
             super()._init_weights(module)
 

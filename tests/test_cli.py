@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -15,14 +14,13 @@ def mmlora(*words):
     return subprocess.run([sys.executable, "-m", "mmlora", *words], capture_output=True, text=True, timeout=60)
 
 
-def test_help_is_quick_and_lists_the_commands():
-    start = time.monotonic()
+def test_help_lists_the_commands():
     done = mmlora("--help")
-    assert done.returncode == 0 and time.monotonic() - start < 3  # 0.2 s on an idle machine
+    assert done.returncode == 0
     assert all(command in done.stdout for command in ("doctor", "run", "data", "weights"))
 
 
-def test_nothing_heavy_is_imported_for_the_help():
+def test_help_is_quick_since_nothing_heavy_is_imported():
     code = "import sys, mmlora.cli; print(*{'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
 
