@@ -75,8 +75,8 @@ def honesty(with_image: list[str]) -> str:
     return (
         f"Trained on {TRAIN:,} and tested on {TEST:,} image problems, the text-only classifier reaches "
         f"**{found.accuracy:.1%}** (standard error {found.standard_error:.1%}). Always taking the majority position "
-        f"gives {found.majority:.1%}, any position {found.chance:.1%}. Of the {len(found.by_skill)} image skills the one "
-        f"farthest above chance is “{worst}”: {accuracy:.1%} against {chance:.1%} on {n} problems, "
+        f"gives {found.majority:.1%}, any position {found.chance:.1%}. Of the {len(found.by_skill)} image skills the "
+        f"one farthest above chance is “{worst}”: {accuracy:.1%} against {chance:.1%} on {n} problems, "
         f"{_sigmas(found.by_skill[worst]):.1f} standard errors."
     )
 

@@ -6,7 +6,6 @@ hand and running it headless are the same thing.
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from contextlib import contextmanager
@@ -116,8 +115,13 @@ def tidied(notebook):
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
-                output.text = re.sub(r"[^\n]*\r+(?=[^\r\n])", "", output.text)
+                output.text = "\n".join(_shown(line) for line in output.text.split("\n"))
     return notebook
+
+
+def _shown(line: str) -> str:
+    """What a terminal shows of a line in the end: a bar that was wiped out leaves nothing."""
+    return line.rstrip("\r").rsplit("\r", 1)[-1].rstrip()
 
 
 def scoring_minutes(vlm, problems, blank_problems, trial: int = 32) -> float:

@@ -90,8 +90,8 @@ def test_scoring_minutes_come_from_a_timed_batch(clock, monkeypatch):
     ("\r 10%\r 50%\r100%\n", "100%\n"),
     ("  0%|  |\r100%|##|\nnext\n", "100%|##|\nnext\n"),
     ("one\n 1/2\r 2/2\n\nthree\rfour", "one\n 2/2\n\nfour"),
-    ("\r100%\r", "100%\r"),
-    ("Windows\r\nlines\r\n", "Windows\r\nlines\r\n"),
+    ("\r100%\r", "100%"),
+    ("Windows\r\nlines\r\n", "Windows\nlines\n"),
     ("plain\n", "plain\n"),
 ])
 def test_of_a_progress_bar_the_last_state_is_kept(written, kept):

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from mmlora.smolbridge import SmolBridgeConfig, SmolBridgeModel, SmolBridgeProcessor
+from mmlora.smolbridge import Bridge, SmolBridgeConfig, SmolBridgeModel, SmolBridgeProcessor
 
 TEXTS = ("<image>Which colour has the left square?", "Is blue a colour", "What?<image> Red or green or something else?")
 PICTURES = (tinyvlm.picture("red", "blue"), None, tinyvlm.picture("green", "black"))
@@ -68,6 +68,20 @@ def test_every_part_of_the_picture_can_change_the_answer(tiny_vlm):
     assert differences.min() > 1e-3
 
 
+def test_a_visual_token_is_made_of_neighbouring_cells(tiny_vlm):
+    config = copy.deepcopy(tiny_vlm.model.config)
+    config.bridge_depth = 0  # no block in which the cells see each other
+    bridge = Bridge(config, [4, 4, 4])
+    cells = torch.randn(1, 16, 4 * (16 + 4 + 1), generator=torch.Generator().manual_seed(0))
+    reached = []
+    for cell in range(16):
+        changed = cells.clone()
+        changed[0, cell] *= -1
+        reached.append((bridge(cells) != bridge(changed)).any(-1)[0].nonzero().flatten().tolist())
+    top, bottom = [[0], [0], [1], [1]], [[2], [2], [3], [3]]
+    assert reached == top + top + bottom + bottom
+
+
 @pytest.mark.parametrize("boundary", range(5))
 def test_decoding_in_two_parts_is_decoding_in_one(tiny_vlm, batch, boundary):
     core, slots, mask = tiny_vlm.model.model, batch["mm_token_type_ids"], batch["attention_mask"]
@@ -107,6 +121,15 @@ def test_generation_is_the_same_with_cache_without_and_one_by_one(tiny_vlm, batc
         data = alone(tiny_vlm, row)
         single = tiny_vlm.model.generate(**data, **settings)[0, data["input_ids"].shape[1] :]
         assert single.tolist() == cached[row].tolist()
+
+
+def test_generation_says_what_the_plain_model_finds_likeliest(tiny_vlm):
+    data = alone(tiny_vlm, 0)
+    said = tiny_vlm.model.generate(**data, max_new_tokens=6, min_new_tokens=6, do_sample=False)[0]
+    for end in range(len(said) - 6, len(said)):
+        logits = tiny_vlm.model(said[None, :end], pixel_values=data["pixel_values"]).logits[0, -1]
+        logits[tiny_vlm.model.generation_config.eos_token_id] = -torch.inf
+        assert int(logits.argmax()) == said[end]
 
 
 def test_beams_take_their_own_pictures_along(tiny_vlm, batch):

@@ -149,7 +149,7 @@ def _row(problem: Problem) -> dict:
 def _read(path: Path, split: str) -> Iterator[Problem]:
     number = 0
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)  # or else the whole file is held twice
         if missing := [name for name in FEATURES if name not in (*file.schema_arrow.names, "id", "caption")]:
             raise DataError(f"{path} has no column {', '.join(missing)}; it needs ScienceQA's 13 fields")
         for batch in file.iter_batches(ROWS):
