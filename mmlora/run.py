@@ -29,8 +29,8 @@ class RunError(MMLoraError):
 class Budget:
     """How a wall-clock budget is spent, and the clock that watches it. All sizes follow from `minutes`.
 
-    A short run trains on fewer problems (each costs a fixed prefix to cache) and scores fewer (each is answered three
-    times), so that most of its time is left for training; from 40 minutes on both are MiniSQA's own sizes.
+    A shorter run trains on proportionally fewer problems (each costs a fixed prefix to cache) and scores fewer (each is
+    answered three times), so that the same share of its time is left for training; an hour has MiniSQA's own sizes.
     """
 
     minutes: float
@@ -39,11 +39,11 @@ class Budget:
 
     @property
     def train_problems(self) -> int:
-        return max(64, min(4000, round(100 * self.minutes)))
+        return max(64, min(4000, round(4000 * self.minutes / 60)))
 
     @property
     def test_problems(self) -> int:
-        return max(48, min(1000, round(30 * self.minutes)))
+        return max(48, min(1000, round(1000 * self.minutes / 60)))
 
     def elapsed(self) -> float:
         """Minutes since the budget began."""
@@ -124,7 +124,7 @@ def _shown(line: str) -> str:
     return line.rstrip("\r").rsplit("\r", 1)[-1].rstrip()
 
 
-def scoring_minutes(vlm, problems, blank_problems, trial: int = 32) -> float:
+def scoring_minutes(vlm, problems, blank_problems, trial: int = 64) -> float:
     """How long generating answers to both lists will take, from a timed batch; a tenth is added for long answers."""
     from mmlora.evaluate import evaluate
 

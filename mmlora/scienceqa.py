@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from mmlora.errors import MMLoraError
+
 LETTERS = "ABCDE"
 SUBJECTS = ("natural science", "social science", "language science")
 
@@ -17,7 +19,7 @@ SUBJECTS = ("natural science", "social science", "language science")
 CATEGORIES = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
 
 
-class ProblemError(ValueError):
+class ProblemError(MMLoraError, ValueError):
     """A problem that cannot be used; the message names its id and says what to do."""
 
 

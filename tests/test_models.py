@@ -121,7 +121,7 @@ def broken_index(monkeypatch):
     threading.Thread(target=hang_up, daemon=True).start()
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.getsockname()[1]}/simple")
-    monkeypatch.setenv("PIP_RETRIES", "20")
+    monkeypatch.setenv("PIP_RETRIES", "3")
     yield asked
     server.close()
 

@@ -30,17 +30,17 @@ def budget(clock, minutes: float) -> Budget:
 # The budget.
 
 
-@pytest.mark.parametrize("minutes, train, test", [(0.1, 64, 48), (5, 500, 150), (15, 1500, 450), (60, 4000, 1000),
+@pytest.mark.parametrize("minutes, train, test", [(0.1, 64, 48), (6, 400, 100), (15, 1000, 250), (60, 4000, 1000),
                                                   (600, 4000, 1000)])
 def test_sizes_follow_from_the_minutes(minutes, train, test):
     assert (Budget(minutes).train_problems, Budget(minutes).test_problems) == (train, test)
 
 
-def test_from_40_minutes_on_sizes_are_minisqas_own():
+def test_an_hour_has_minisqas_own_sizes():
     from mmlora.minisqa.core import SPLIT_SIZES
 
-    assert Budget(40).train_problems == SPLIT_SIZES["train"] and Budget(40).test_problems == SPLIT_SIZES["test"]
-    assert Budget(39).train_problems < SPLIT_SIZES["train"]
+    assert Budget(60).train_problems == SPLIT_SIZES["train"] and Budget(60).test_problems == SPLIT_SIZES["test"]
+    assert Budget(59).train_problems < SPLIT_SIZES["train"]
 
 
 def test_training_gets_what_is_left_beside_scoring(clock, capsys):
@@ -91,6 +91,7 @@ def test_scoring_minutes_come_from_a_timed_batch(clock, monkeypatch):
     ("  0%|  |\r100%|##|\nnext\n", "100%|##|\nnext\n"),
     ("one\n 1/2\r 2/2\n\nthree\rfour", "one\n 2/2\n\nfour"),
     ("\r100%\r", "100%"),
+    ("\r 50%|# |\r        \rdone\n\r 90%\r    \r", "done\n"),
     ("Windows\r\nlines\r\n", "Windows\nlines\n"),
     ("plain\n", "plain\n"),
 ])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from mmlora.errors import MMLoraError
 from mmlora.scienceqa import Problem
 
 #: The share of text-only drafts (by a hash of their text) that may appear in a split: no text is in two splits.
@@ -52,11 +53,8 @@ class Skill:
 SKILLS: dict[str, Skill] = {}
 
 
-class UnknownSkill(KeyError):
+class UnknownSkill(MMLoraError):
     """No skill has this name; the message lists the nearest ones."""
-
-    def __str__(self):
-        return self.args[0]
 
 
 def skill(name, *, subject, topic, category, grades, lecture, weight=1.0):
