@@ -113,9 +113,17 @@ def run(minutes: float = 60, *, seed: int = 0, out: Path | str | None = None, re
 def tidied(notebook):
     """Progress bars redraw a line after a carriage return; keep what the screen showed in the end."""
     for cell in notebook.cells:
+        outputs = []
         for output in cell.get("outputs", []):
+            if outputs and output.output_type == outputs[-1].output_type == "stream" and output.name == outputs[-1].name:
+                outputs[-1].text += output.text  # every redraw may have arrived as an output of its own
+            else:
+                outputs.append(output)
+        for output in outputs:
             if output.output_type == "stream":
                 output.text = "\n".join(_shown(line) for line in output.text.split("\n"))
+        if "outputs" in cell:
+            cell.outputs = [o for o in outputs if o.output_type != "stream" or o.text.strip()]
     return notebook
 
 
