@@ -1,0 +1,47 @@
+"""Render the table of docs/recipe.md from results/recipe/*.json; what has no file reads "not measured yet"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmlora.metrics import Metrics
+from mmlora.paths import RESULTS, WORK
+from mmlora.report import UNMEASURED, render_readme
+
+#: The rows that were asked for: name of the file in results/recipe/ → how it differs from the shipped recipe.
+ROWS = {
+    "shipped": "explanation then answer, 16 tokens entering at layer 20, LoRA from there, rank 16, rate 1e-3",
+    "answer-only": "answer alone, scored by likelihood",
+    "answer-explanation": "answer, then explanation; scored by likelihood",
+    "entry-0": "tokens enter and LoRA begins at layer 0",
+    "entry-10": "at layer 10",
+    "entry-15": "at layer 15",
+    "lora-25": "LoRA begins at layer 25",
+    "tokens-64": "64 visual tokens",
+    "rank-4": "rank 4",
+    "rank-64": "rank 64",
+    "rate-3e-4": "learning rate 3e-4",
+    "rate-3e-3": "learning rate 3e-3",
+}
+HEADER = ("recipe", "what differs", "samples seen", "minutes", "accuracy (95 % interval)", "IMG", "blank")
+
+
+def row(name: str, m: Metrics | None) -> list[str]:
+    told = ROWS.get(name, "")
+    if m is None:
+        return [name, told, *[UNMEASURED] * 5]
+    minutes = " + ".join(f"{m.minutes[part]:.1f}" for part in ("cache", "train", "score"))
+    low, high = m.accuracy["ci95"]
+    return [name, told, f"{m.samples_seen:,}", minutes, f"{m.accuracy['avg']:.1f} ({low:.1f} to {high:.1f})",
+            f"{m.accuracy['IMG']:.1f}", f"{m.blank_image['IMG']:.1f}"]
+
+
+def table(folder: Path = RESULTS / "recipe") -> str:
+    found = {path.stem: Metrics.load(path) for path in sorted(folder.glob("*.json"))}
+    rows = [row(name, found.get(name)) for name in [*ROWS, *(name for name in found if name not in ROWS)]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *rows))
+
+
+if __name__ == "__main__":
+    page = WORK / "docs" / "recipe.md"
+    page.write_text(render_readme(page.read_text(encoding="utf-8"), {"recipe": table()}), encoding="utf-8")
