@@ -22,6 +22,7 @@ from mmlora.errors import MMLoraError
 from mmlora.minisqa.core import SPLIT_SIZES, find_skills, generate
 from mmlora.paths import WORK
 from mmlora.scienceqa import Problem
+from mmlora.weights import sha256
 
 #: Where MiniSQA lies unless a folder is given.
 FOLDER = WORK / "data" / "minisqa"
@@ -62,7 +63,7 @@ def build(folder: str | Path | None = None, *, sizes: dict[str, int] | None = No
         for split, size in sizes.items():
             path = folder / f"{split}.parquet"
             _write(path, generate(split, size, seed=seed, skills=skills), progress)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     with _writing(folder):
         aside = manifest.with_suffix(f".{os.getpid()}.part")
         aside.write_text(json.dumps({**settings, "files": files}, indent=1))
@@ -99,14 +100,6 @@ def _version() -> str:
     """A hash of this package's code: when a skill changes, the data is built anew."""
     here = Path(__file__).parent
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager
