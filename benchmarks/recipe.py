@@ -35,14 +35,14 @@ def main(
     name: str, format: str = "explanation_answer", method: str = "generate", rank: int = 16, lr: float = 1e-3,
     first_layer: Annotated[int | None, typer.Option(help="LoRA begins here [default: the entry layer]")] = None,
     bridge: Annotated[Path, typer.Option(help="aligned bridge; its align.json says where it enters")] = BRIDGE,
-    entry: int = 20, merge: int = 2, batch_size: int = 16, minutes: float = 8.0, seed: int = 0,
+    entry: int = 20, tokens: int = 16, batch_size: int = 16, minutes: float = 8.0, seed: int = 0,
 ):
     """Measure one recipe and write results/recipe/NAME.json."""
     budget = Budget(60)
     with budget.watch("data"):
         folder = build(WORK / "data" / "minisqa" / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
         train, test = (load_problems(folder, split) for split in SIZES)
-    vlm = load_vlm("smolbridge" if bridge == BRIDGE else str(smolbridge(bridge, entry_layer=entry, merge=merge)))
+    vlm = load_vlm("smolbridge" if bridge == BRIDGE else str(smolbridge(bridge, entry_layer=entry, visual_tokens=tokens)))
     base = score(test, evaluate(vlm, test, "likelihood"))
     layers = range(entry if first_layer is None else first_layer, vlm.model.config.text_config.num_hidden_layers)
     model = attach(vlm.model, rank=rank, layers=layers, seed=seed)
@@ -66,7 +66,7 @@ def main(
         blank_image=blank.to_dict(), n_test=len(test), minutes=budget.to_dict(), seed=seed,
         samples_per_second=round(log.samples_per_second, 2), samples_seen=log.samples_seen,
         trainable_parameters=towers(model).trainable, model=vlm.name, data=f"MiniSQA {len(train)}/{len(test)}, seed 0",
-        settings={"name": name, "format": format, "scored_by": method, "rank": rank, "entry_layer": entry, "merge": merge,
+        settings={"name": name, "format": format, "scored_by": method, "rank": rank, "entry_layer": entry, "visual_tokens": tokens,
                   "layers": [layers[0], layers[-1]], **asdict(settings)},
     ).save(target)
     print(f"{name}: {scores.accuracy} {scores.ci95}, IMG {scores.columns['IMG'].accuracy}, blank {blank.accuracy}, "

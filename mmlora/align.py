@@ -1,10 +1,11 @@
-"""The alignment run: teach SmolBridge's connector to speak the decoder's language, once, from picture captions.
+"""The alignment run: teach SmolBridge's bridge to speak the decoder's language, once, from picture captions.
 
-    python -m mmlora.align --minutes 40
+    python -m mmlora.align --pictures 40000 --captions 6000 --minutes 25
 
-Stage one of LLaVA (arXiv 2304.08485): the model sees a picture and must write its caption. The connector trains in
-full, the decoder's upper layers through a low-rank update that ships with it; no question and no answer is ever seen.
-The pictures are drawn with another seed than any MiniSQA split. Writes `weights/smolbridge/bridge.safetensors`.
+First the bridge alone learns to read (`mmlora.reader`). Then comes stage one of LLaVA (arXiv 2304.08485): the model sees
+a picture and must write its caption; the bridge trains on, the decoder's upper layers through a low-rank update that
+ships with it. No question and no answer is ever seen, and the pictures are drawn with another seed than any MiniSQA
+split. Writes `weights/smolbridge/bridge.safetensors`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from mmlora import minisqa
-from mmlora.cache import BATCH, PrefixCache, Samples, base_model
+from mmlora.cache import PrefixCache, Samples, base_model
 from mmlora.lora import attach
 from mmlora.loss import supervised_loss
 from mmlora.models import load_vlm, smolbridge
 from mmlora.paths import RUNS, WEIGHTS
 from mmlora.prompts import Sample
+from mmlora.reader import ReadSettings, look, read, word_codes
+from mmlora.scienceqa import Problem
 from mmlora.train import TrainSettings, fit
 
 SEED = 1_000_003  # far from the seeds that people use for MiniSQA
@@ -35,47 +39,32 @@ RANK = 32  # the decoder's update is folded into the shipped base, so it may be 
 
 
 class _Texts(Samples):
-    """Captions without their pictures: the slots stay empty, because their tokens change as the connector learns."""
+    """Captions without their pictures: the slots stay empty, because their tokens change as the bridge learns."""
 
     def __getitem__(self, index: int) -> Sample:
         return replace(super().__getitem__(index), pixel_values=None)
 
 
 class Captions(PrefixCache):
-    """Captions with hidden states cached up to the entry layer and pictures cached as the connector's input.
+    """Captions with hidden states cached up to the entry layer and pictures cached as the bridge reads them.
 
-    `cells` is float16 (pictures, cells, cell_size), memory-mapped; `loss` puts fresh visual tokens into the slots.
+    `seen` is float16 (pictures, cells * cell_width), memory-mapped; `loss` puts fresh visual tokens into the slots.
     """
 
-    cells: np.ndarray
+    seen: np.ndarray
 
     def loss(self, model, indices: list[int]) -> tuple[torch.Tensor, int]:
-        """Summed loss over the caption tokens; gradients reach the connector and the upper layers."""
+        """Summed loss over the caption tokens; gradients reach the bridge and the upper layers."""
         core = base_model(model).model
         hidden, slots, mask, labels = self.batch(model, indices)
-        visual = core.connector(torch.from_numpy(self.cells[indices]).float())
+        visual = core.connector.tokens(torch.from_numpy(self.seen[indices].astype(np.float32)))
         hidden = hidden.masked_scatter(slots.bool().unsqueeze(-1), visual)
         hidden = core.decode(hidden, slots, mask, first=self.boundary)
         return supervised_loss(hidden, base_model(model).lm_head, labels)
 
 
-@torch.inference_mode()
-def image_cells(vlm, pictures: list, file: Path) -> np.ndarray:
-    """The connector's frozen input for every picture, computed once into `file`."""
-    core = vlm.model.model
-    shape = (len(pictures), core.connector.side**2, core.connector.norm_in.normalized_shape[0])
-    if not file.is_file():
-        aside = np.memmap(file.with_suffix(".part"), np.float16, "w+", shape=shape)
-        for start in tqdm(range(0, len(pictures), BATCH), desc="pictures", unit_scale=BATCH, unit="picture"):
-            pixels = vlm.processor.image_processor(pictures[start : start + BATCH], return_tensors="pt")["pixel_values"]
-            aside[start : start + BATCH] = core.get_image_cells(pixels).numpy()
-        aside.flush()
-        file.with_suffix(".part").replace(file)
-    return np.memmap(file, np.float16, "r", shape=shape)
-
-
-def start_fresh(model, captions: Captions) -> None:
-    """Let fresh visual tokens be as large as the hidden states they join, or the decoder sees noise or nothing."""
+def match_size(model, captions: Captions) -> None:
+    """Let visual tokens be as large as the hidden states they join, or the decoder sees noise or nothing."""
     hidden, slots, mask, _ = captions.batch(model, range(64))
     scale = hidden[mask.bool() & ~slots.bool()].pow(2).mean(-1).sqrt().median()
     base_model(model).model.connector.norm_out.weight.data.fill_(float(scale))
@@ -103,32 +92,79 @@ def bridge_tensors(model) -> dict[str, torch.Tensor]:
     return {name: t.contiguous() for name, t in tensors.items()}
 
 
+def pictures_seen(vlm, count: int, seed: int, folder: Path, settle: bool) -> tuple[np.ndarray, list[str]]:
+    """Draw `count` pictures of MiniSQA's image skills; what the bridge sees of each, and their captions.
+
+    Kept in `folder` and used again. With `settle` the first pictures settle how the bridge describes a cell.
+    """
+    connector, texts = vlm.model.model.connector, []
+    kept = load_file(folder / "describe.safetensors") if (folder / "captions.json").is_file() else {}
+    if kept and (settle or torch.equal(kept["weight"], connector.describe.weight)):
+        connector.describe.load_state_dict(kept)
+        seen = np.memmap(folder / "seen.f16", np.float16, "r", shape=(count, connector.read.in_features))
+        return seen, json.loads((folder / "captions.json").read_text())
+
+    def drawn():
+        skills = [s for s in minisqa.SKILLS if next(minisqa.generate("train", 1, skills=[s])).image]
+        for problem in minisqa.generate("train", count, seed=seed, skills=skills):
+            texts.append(problem.caption)
+            yield problem.image
+
+    seen = look(vlm, drawn(), count, _made(folder) / "seen.f16", settle)
+    save_file(connector.describe.state_dict(), folder / "describe.safetensors")
+    (folder / "captions.json").write_text(json.dumps(texts))
+    return seen, texts
+
+
+def stage_one(vlm, seen: np.ndarray, texts: list[str], file: Path, resume: bool) -> dict:
+    """The bridge as it comes from reading, kept in `file`; with `resume` a kept one is taken. Returns what to record."""
+    connector, settings = vlm.model.model.connector, ReadSettings()
+    if not (resume and file.is_file()):
+        embeddings = vlm.model.get_input_embeddings().weight
+        codes = word_codes(vlm.processor.tokenizer, embeddings, texts, vlm.model.config.visual_tokens)
+        errors = read(connector, seen, codes, settings)
+        save_file(connector.state_dict(), file, metadata={"errors": json.dumps(errors)})
+    connector.load_state_dict(load_file(file))
+    with safe_open(file, "pt") as saved:
+        return {"reading": asdict(settings), **json.loads(saved.metadata()["errors"])}
+
+
 def align(
-    minutes: Annotated[float, typer.Option(help="of training; preparing 5,000 pictures takes about ten more")] = 34.0,
-    pictures: int = 5000, learning_rate: float = 1e-3,
-    start: Annotated[Path | None, typer.Option(help="go on from this bridge.safetensors")] = None,
+    pictures: Annotated[int, typer.Option(help="that the bridge learns to read from, 50 a second")] = 40_000,
+    captions: Annotated[int, typer.Option(help="of them that the decoder learns to write, 15 a second to prepare")] = 6000,
+    minutes: Annotated[float, typer.Option(help="of writing captions")] = 25.0, learning_rate: float = 1e-3,
+    start: Annotated[Path | None, typer.Option(help="go on from this bridge.safetensors: only stage two")] = None,
     seed: Annotated[int, typer.Option(help="of the pictures; another one when going on")] = SEED,
     entry: Annotated[int, typer.Option(help="decoder layer that the visual tokens enter at")] = 20,
-    merge: Annotated[int, typer.Option(help="cells a side that make one visual token: 1, 2 or 4")] = 2,
+    tokens: Annotated[int, typer.Option(help="visual tokens a picture")] = 16,
     out: Path = WEIGHTS / "smolbridge", work: Path = RUNS / "align", resume: bool = False,
 ):
-    """Align the bridge on `pictures` captions and write bridge.safetensors, its log and its settings to `out`."""
-    vlm = load_vlm(str(smolbridge(bridge=None, entry_layer=entry, merge=merge)))
-    seeing = [s for s in minisqa.SKILLS if next(minisqa.generate("train", 1, skills=[s])).image]
-    problems = list(tqdm(minisqa.generate("train", pictures, seed=seed, skills=seeing), total=pictures, desc="drawing"))
-    cells = image_cells(vlm, [p.image for p in problems], _made(work) / f"cells-{seed}-{pictures}.f16")
+    """Align the bridge on captions of drawn pictures; bridge.safetensors, its log and its settings go to `out`."""
+    vlm = load_vlm(str(smolbridge(bridge=None, entry_layer=entry, visual_tokens=tokens)))
+    connector = vlm.model.model.connector
     model = attach(vlm.model, rank=RANK, alpha=RANK, layers=range(entry, vlm.model.config.text_config.num_hidden_layers))
-    captions = Captions.build(model, _Texts(vlm, problems, "caption"), work / f"captions-{seed}-{pictures}")
-    captions.cells = cells
-    start_from(model, start) if start else start_fresh(model, captions)
-    base_model(model).model.connector.requires_grad_(True)
+    if start:
+        start_from(model, start)
+    count = captions if start else pictures
+    seen, texts = pictures_seen(vlm, count, seed, work / f"pictures-{seed}-{count}", settle=not start)
+    facts = {"rank": RANK, "entry_layer": entry, "visual_tokens": tokens, "pictures": len(seen), "seed": seed,
+             "start": start and str(start), "captions": captions}
+    if not start:
+        facts |= stage_one(vlm, seen, texts, work / "read.safetensors", resume)
+    blank = Image.new("RGB", (8, 8))  # only marks that there is a picture
+    problems = [Problem(str(i), "", ("yes", "no"), 0, blank, caption=text) for i, text in enumerate(texts[-captions:])]
+    source = Captions.build(model, _Texts(vlm, problems, "caption"), work / f"captions-{seed}")
+    source.seen = seen[-captions:]
+    if not start:
+        match_size(model, source)
+    for part in (connector.read, connector.write, connector.norm_out):
+        part.requires_grad_(True)
     settings = TrainSettings(minutes=minutes, learning_rate=learning_rate, batch_size=16)
-    log = fit(model, captions, settings, work / "training", resume=resume)
+    log = fit(model, source, settings, work / "training", resume=resume)
     save_file(bridge_tensors(model), _made(out) / "bridge.safetensors")
     shutil.copy(work / "training" / "log.jsonl", out / "align.jsonl")
-    facts = {**asdict(settings), "rank": RANK, "entry_layer": entry, "merge": merge, "pictures": pictures, "seed": seed,
-             "start": start and str(start), "samples_seen": log.samples_seen, "seconds": round(log.seconds),
-             "loss_of_last_50_steps": round(float(np.mean([r["loss"] for r in log.records[-50:]])), 4)}
+    facts |= {"writing": asdict(settings), "samples_seen": log.samples_seen, "seconds": round(log.seconds),
+              "loss_of_last_50_steps": round(float(np.mean([r["loss"] for r in log.records[-50:]])), 4)}
     (out / "align.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

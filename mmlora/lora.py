@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +125,11 @@ def attach(
     `alpha` is 2 x `rank` unless given. `layers` are decoder layers; None means those that see the picture
     (`config.entry_layer` and up), or the upper third where the config does not say. `targets` are the last parts of
     module names ("q_proj"), or every linear projection of those layers (and of the other towers in `within`).
-    Raises `AdapterError` for a second attach, a target or tower that matches nothing, a layer out of range.
+    Raises `AdapterError` for a second attach, a target or tower that matches nothing, a layer out of range, and inside
+    `torch.inference_mode`, whose tensors can never train.
     """
+    if torch.is_inference_mode_enabled():
+        raise AdapterError("an adapter attached inside torch.inference_mode could never train; attach it outside")
     if _is_wrapped(model):
         raise AdapterError("this model carries an adapter already; call .unload() on it or load the base model again")
     names = _target_names(model, layers, targets, tuple(within))
@@ -134,9 +138,15 @@ def attach(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, config)
+        wrapped = _wrapped(model, config)
     print(towers(wrapped))
     return wrapped
+
+
+def _wrapped(model: nn.Module, config: LoraConfig) -> PeftModel:
+    with warnings.catch_warnings():  # peft asks transformers by a name that it will drop: nothing a user can mend
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def _is_wrapped(model: nn.Module) -> bool:
@@ -262,7 +272,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
         )
     config.base_model_name_or_path = None  # peft would warn about a name that is merely spelled otherwise
     try:
-        wrapped = get_peft_model(model, config)
+        wrapped = _wrapped(model, config)
     except ValueError as error:
         raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
     problem = _mismatch(tensors, get_peft_model_state_dict(wrapped))

@@ -27,12 +27,14 @@ from transformers import (
 
 from mmlora import weights
 from mmlora.errors import MMLoraError
+from mmlora.memory import reuse_blocks
 from mmlora.paths import WEIGHTS, cache_home
 from mmlora.smolbridge import (
     IMAGE_TOKEN,
     SmolBridgeConfig,
     SmolBridgeForConditionalGeneration,
     SmolBridgeProcessor,
+    without_norms,
 )
 
 #: SmolLM2's own template, without its system prompt (every prompt token costs time) and with pictures.
@@ -72,6 +74,7 @@ def load_vlm(name: str = "smolbridge") -> VLM:
             f"no model is called {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
             + "; give 'smolbridge' or a folder that save_pretrained wrote"
         )
+    reuse_blocks()
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     return VLM(name, model.eval(), AutoProcessor.from_pretrained(folder))
 
@@ -80,8 +83,11 @@ def smolbridge(bridge: Path | None = BRIDGE, **config) -> Path:
     """The folder of the assembled SmolBridge, made at the first call (tens of seconds) and kept in the user cache.
 
     `bridge` holds the aligned connector and the decoder's alignment update (None: a fresh, unaligned one); `config`
-    overrides sizes of `SmolBridgeConfig`.
+    overrides sizes of `SmolBridgeConfig`. Raises `weights.WeightsError` when a part is missing or cannot be kept.
     """
+    if bridge and not Path(bridge).is_file():
+        raise weights.WeightsError(f"the aligned bridge is not at {bridge}; restore it with `git checkout weights`, install "
+                                   "mmlora again, or make one with `python -m mmlora.align`")
     settings = {"config": config, "bridge": weights.sha256(bridge) if bridge else None,
                 "language": weights.LANGUAGE.sha256, "vision": weights.VISION.sha256,
                 "code": weights.sha256(Path(sys.modules[SmolBridgeConfig.__module__].__file__))}
@@ -134,7 +140,9 @@ def _load_vision(tower: nn.Module, file: Path) -> None:
     if [tuple(t.shape) for t in tensors.values()] != [tuple(t.shape) for t in whole.values()]:
         raise weights.WeightsError(f"{file.name} does not fit timm's tf_efficientnet_lite0; fetch it anew")
     named = dict(zip(whole, tensors.values()))
-    tower.load_state_dict({name: named[name] for name in tower.state_dict()})
+    plain = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4))
+    plain.load_state_dict({name: named[name] for name in plain.state_dict()})
+    tower.load_state_dict(without_norms(plain).state_dict())
 
 
 def _load_bridge(model: SmolBridgeForConditionalGeneration, file: Path) -> None:

@@ -87,6 +87,8 @@ def run(minutes: float = 60, *, seed: int = 0, out: Path | str | None = None, re
     folder = Path(out).resolve() if out else RUNS / datetime.now().strftime("%Y-%m-%d-%H%M%S")
     if resume and not folder.is_dir():
         raise RunError(f"{folder} does not exist, so there is nothing to resume; leave --resume out to start there")
+    if folder.is_file():
+        raise RunError(f"{folder} is a file; name a folder for the run")
     if not resume and folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder, or go on with the run in it: --resume")
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ CELL = 32  # pixels a side of one cell, the stride of the vision tower's deepest
 
 
 class SmolBridgeConfig(PreTrainedConfig):
-    """The architecture's sizes. `visual_tokens` follows from the image size and `merge`."""
+    """The architecture's sizes."""
 
     model_type = "smolbridge"
     sub_configs = {"text_config": AutoConfig}
@@ -42,9 +42,9 @@ class SmolBridgeConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     vision_name: str = "tf_efficientnet_lite0"
     image_size: int = 256  # 8 x 8 cells; the tower was trained at 224, and 256 divides into whole cells
-    bridge_width: int = 384  # wide enough to describe a cell, small enough to ship in git
-    bridge_depth: int = 3  # cells must see each other to compare and count
-    merge: int = 2  # 2 x 2 cells become one visual token: 16 tokens a picture
+    cell_width: int = 96  # numbers that describe a cell: most of what differs between pictures
+    bridge_width: int = 768  # what is known of a picture, between seeing and saying; small enough to ship in git
+    visual_tokens: int = 16  # each holds about two words of a caption
     entry_layer: int = 20  # the layers below see text only and can be cached
     image_token_id: int = 49152  # one past the vocabulary: it has no embedding and is never generated
     tie_word_embeddings: bool = True
@@ -54,59 +54,56 @@ class SmolBridgeConfig(PreTrainedConfig):
             self.text_config = AutoConfig.for_model(**{"model_type": "llama", **self.text_config})
         super().__post_init__(**kwargs)
 
-    @property
-    def visual_tokens(self) -> int:
-        return (self.image_size // CELL // self.merge) ** 2
+
+def without_norms(tower: nn.Module) -> nn.Module:
+    """Fold every batch norm into the convolution before it, in place: a frozen tower computes the same in less time."""
+    for module in tower.modules():
+        convolution = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                convolution = child
+            elif isinstance(child, nn.BatchNorm2d):
+                scale = child.weight.detach() * (child.running_var + child.eps).rsqrt()
+                convolution.weight.data.mul_(scale[:, None, None, None])
+                convolution.bias = nn.Parameter(child.bias.detach() - child.running_mean * scale)
+                setattr(module, name, child.act)  # timm's batch norms hold their activation
+    return tower
 
 
 class Bridge(nn.Module):
     """The connector: feature maps of strides 8, 16 and 32 → visual tokens (batch, visual_tokens, hidden).
 
     Each 32 x 32 pixel cell is described by everything the three maps hold there (space to depth, nothing pooled
-    away). A few transformer blocks let the cells compare notes; then `merge` x `merge` cells become one token.
+    away), narrowed to `cell_width` numbers. Then a perceptron with one hidden layer reads all cells at once.
     """
 
     def __init__(self, config: SmolBridgeConfig, channels: list[int]):
         super().__init__()
-        width, self.side, self.merge = config.bridge_width, config.image_size // CELL, config.merge
+        self.side, hidden_size = config.image_size // CELL, config.text_config.hidden_size
         self.fold = [nn.PixelUnshuffle(CELL // stride) for stride in (8, 16, 32)]
         cell_size = sum(c * (CELL // stride) ** 2 for c, stride in zip(channels, (8, 16, 32)))
         self.norm_in = nn.LayerNorm(cell_size)
-        self.project_in = nn.Linear(cell_size, width)
-        self.position = nn.Parameter(torch.zeros(self.side**2, width))
-        block = dict(nhead=max(1, width // 64), dim_feedforward=4 * width, dropout=0.0, activation="gelu")
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, **block, batch_first=True, norm_first=True)
-            for _ in range(config.bridge_depth)
-        )
-        self.project_out = nn.Linear(width * self.merge**2, config.text_config.hidden_size)
-        self.norm_out = nn.RMSNorm(config.text_config.hidden_size, eps=1e-5)
+        self.describe = nn.Linear(cell_size, config.cell_width)
+        self.read = nn.Linear(self.side**2 * config.cell_width, config.bridge_width)
+        self.write = nn.Linear(config.bridge_width, config.visual_tokens * hidden_size)
+        self.norm_out = nn.RMSNorm(hidden_size, eps=1e-5)
 
     def cells(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Feature maps → (batch, cells, cell_size), the frozen description the bridge reads."""
         folded = torch.cat([fold(m) for fold, m in zip(self.fold, maps)], dim=1)
         return folded.flatten(2).transpose(1, 2)
 
+    def seen(self, cells: torch.Tensor) -> torch.Tensor:
+        """(batch, cells, cell_size) → (batch, cells * cell_width), the picture as the perceptron reads it."""
+        return self.describe(self.norm_in(cells)).flatten(1)
+
+    def tokens(self, seen: torch.Tensor) -> torch.Tensor:
+        """(batch, cells * cell_width) → visual tokens."""
+        written = self.write(nn.functional.gelu(self.read(seen)))
+        return self.norm_out(written.unflatten(1, (-1, self.norm_out.normalized_shape[0])))
+
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        hidden = self.project_in(self.norm_in(cells)) + self.position
-        for block in self.blocks:
-            hidden = block(hidden)
-        rows = self.side // self.merge
-        hidden = hidden.unflatten(1, (rows, self.merge, rows, self.merge)).permute(0, 1, 3, 2, 4, 5)
-        return self.norm_out(self.project_out(hidden.flatten(3).flatten(1, 2)))
-
-
-def places(side: int, width: int) -> torch.Tensor:
-    """Where each cell is, (side * side, width): slow sines of row and column, mixed at random to a size near 1.
-
-    As large as the cells' own description, so that attention can tell places apart from the first step on.
-    """
-    steps = (torch.arange(side) + 0.5) * torch.pi / side
-    waves = torch.stack([f(steps * 2**k) for k in range(3) for f in (torch.sin, torch.cos)], dim=-1)
-    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
-    both = torch.cat([rows, columns], dim=-1).flatten(0, 1)
-    mix = torch.randn(both.shape[1], width, generator=torch.Generator().manual_seed(1))
-    return both @ mix * (2 / both.shape[1]) ** 0.5
+        return self.tokens(self.seen(cells))
 
 
 class SmolBridgePreTrainedModel(PreTrainedModel):
@@ -118,12 +115,7 @@ class SmolBridgePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         """Only what transformers does not know: everything else keeps torch's own initialisation."""
-        if isinstance(module, Bridge):
-            init.copy_(module.position, places(module.side, module.position.shape[1]))
-            for block in module.blocks:  # silent at first: the bridge starts as a linear map of every cell
-                init.zeros_(block.self_attn.out_proj.weight)
-                init.zeros_(block.linear2.weight)
-        elif type(module).__module__.startswith("transformers."):
+        if type(module).__module__.startswith("transformers."):
             super()._init_weights(module)
 
 
@@ -132,21 +124,23 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
 
     def __init__(self, config: SmolBridgeConfig):
         super().__init__(config)
-        self.vision_tower = timm.create_model(config.vision_name, features_only=True, out_indices=(2, 3, 4))
-        self.connector = Bridge(config, self.vision_tower.feature_info.channels())
+        tower = timm.create_model(config.vision_name, features_only=True, out_indices=(2, 3, 4))
+        channels, self.vision_tower = tower.feature_info.channels(), without_norms(tower)
+        self.connector = Bridge(config, channels)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
     def train(self, mode: bool = True):
-        """The tower is frozen: its batch statistics stay those of ImageNet even while the rest trains."""
+        """The tower is frozen: it stays in evaluation mode even while the rest trains."""
         super().train(mode)
         self.vision_tower.eval()
         return self
 
     def get_image_cells(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures (batch, 3, size, size) → cell descriptions (batch, cells, cell_size), before the connector."""
-        maps = self.vision_tower(pixel_values.to(memory_format=torch.channels_last))
-        return self.connector.cells([m.contiguous() for m in maps])
+        few = 4 if pixel_values.device.type == "cpu" else len(pixel_values)  # what stays in a processor's cache is faster
+        parts = [self.vision_tower(p) for p in pixel_values.to(memory_format=torch.channels_last).split(few)]
+        return self.connector.cells([torch.cat(maps).contiguous() for maps in zip(*parts)])
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures (batch, 3, size, size) → visual tokens (batch, visual_tokens, hidden)."""

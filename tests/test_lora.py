@@ -159,6 +159,11 @@ def test_a_second_attach_is_refused():
             lora.attach(again)
 
 
+def test_an_adapter_that_could_never_train_is_refused():
+    with torch.inference_mode(), pytest.raises(AdapterError, match="attach it outside"):
+        lora.attach(tiny.decoder())
+
+
 def test_a_tower_without_gradient_is_an_error():
     model = tiny.adapted()
     model.connector = torch.nn.Linear(2, 2)

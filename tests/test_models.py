@@ -281,7 +281,13 @@ def test_another_bridge_or_size_is_another_model(assembled, tmp_path):
         smolbridge(tmp_path / "bridge")
     smolbridge(tmp_path / "bridge", entry_layer=10)
     assert len(assembled) == 3 and assembled[-1][2:] == (tmp_path / "bridge", {"entry_layer": 10})
-    assert len({smolbridge(None), smolbridge(None, merge=1), smolbridge(tmp_path / "bridge")}) == 3
+    assert len({smolbridge(None), smolbridge(None, visual_tokens=64), smolbridge(tmp_path / "bridge")}) == 3
+
+
+def test_a_missing_bridge_is_said(assembled, tmp_path):
+    with pytest.raises(WeightsError, match="bridge is not at .*nowhere.*git checkout weights"):
+        smolbridge(tmp_path / "nowhere")
+    assert not assembled
 
 
 def test_a_full_disk_while_keeping_the_model_leaves_nothing(assembled, home, monkeypatch):

@@ -119,6 +119,13 @@ def test_a_folder_with_something_in_it_is_not_written_to(no_notebook, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
+def test_a_file_is_no_folder_for_a_run(no_notebook, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(RunError, match="notes is a file; name a folder"):
+        run.run(1, out=tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_there_must_be_something_to_resume(no_notebook, tmp_path):
     with pytest.raises(RunError, match="does not exist, so there is nothing to resume"):
         run.run(1, out=tmp_path / "missing", resume=True)

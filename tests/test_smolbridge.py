@@ -3,12 +3,13 @@
 import copy
 
 import pytest
+import timm
 import tinyvlm
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from mmlora.smolbridge import Bridge, SmolBridgeConfig, SmolBridgeModel, SmolBridgeProcessor
+from mmlora.smolbridge import SmolBridgeConfig, SmolBridgeModel, SmolBridgeProcessor, without_norms
 
 TEXTS = ("<image>Which colour has the left square?", "Is blue a colour", "What?<image> Red or green or something else?")
 PICTURES = (tinyvlm.picture("red", "blue"), None, tinyvlm.picture("green", "black"))
@@ -68,18 +69,35 @@ def test_every_part_of_the_picture_can_change_the_answer(tiny_vlm):
     assert differences.min() > 1e-3
 
 
-def test_a_visual_token_is_made_of_neighbouring_cells(tiny_vlm):
-    config = copy.deepcopy(tiny_vlm.model.config)
-    config.bridge_depth = 0  # no block in which the cells see each other
-    bridge = Bridge(config, [4, 4, 4])
-    cells = torch.randn(1, 16, 4 * (16 + 4 + 1), generator=torch.Generator().manual_seed(0))
-    reached = []
+def test_every_visual_token_is_made_of_every_cell(tiny_vlm):
+    bridge = tiny_vlm.model.model.connector
+    cells = torch.randn(1, 16, bridge.describe.in_features, generator=torch.Generator().manual_seed(0))
     for cell in range(16):
         changed = cells.clone()
         changed[0, cell] *= -1
-        reached.append((bridge(cells) != bridge(changed)).any(-1)[0].nonzero().flatten().tolist())
-    top, bottom = [[0], [0], [1], [1]], [[2], [2], [3], [3]]
-    assert reached == top + top + bottom + bottom
+        assert ((bridge(cells) - bridge(changed)).abs().amax(-1) > 1e-4).all()
+
+
+def test_folded_norms_compute_the_same():
+    tower = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for norm in (m for m in tower.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        for tensor, low in ((norm.weight, 0.5), (norm.running_var, 0.5), (norm.bias, -0.5), (norm.running_mean, -0.5)):
+            tensor.uniform_(low, low + 1, generator=generator)
+    pixels = torch.randn(2, 3, 64, 64, generator=generator)
+    expected = tower(pixels)
+    folded = without_norms(copy.deepcopy(tower))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    for ours, theirs in zip(folded(pixels), expected):
+        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_pictures_are_seen_alike_in_any_number(tiny_vlm):
+    """The tower runs a few pictures at a time."""
+    core, pixels = tiny_vlm.model.model, torch.randn(6, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    together = core.get_image_cells(pixels)
+    assert together.shape[:2] == (6, 16)
+    assert torch.allclose(together, torch.cat([core.get_image_cells(p[None]) for p in pixels]), atol=1e-4)
 
 
 @pytest.mark.parametrize("boundary", range(5))
@@ -208,7 +226,7 @@ def test_the_connector_and_the_upper_layers_learn_from_the_answer(tiny_vlm, batc
     model = copy.deepcopy(tiny_vlm.model)
     with torch.enable_grad():
         model(**batch, labels=batch["input_ids"].masked_fill(batch["mm_token_type_ids"].bool(), -100)).loss.backward()
-    for part in (model.model.connector.project_in, model.model.connector.project_out, model.model.language_model):
+    for part in (model.model.connector.describe, model.model.connector.write, model.model.language_model):
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters() if p.dim() > 1)
 
 

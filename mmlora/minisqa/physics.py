@@ -337,7 +337,7 @@ def variables(rng: random.Random) -> Draft:
     )
 
 
-VESSELS = (("mug", "tea"), ("pot", "soup"), ("bottle", "water"), ("glass", "milk"), ("jar", "honey"),
+VESSELS = (("mug", "tea"), ("pot", "soup"), ("bottle", "water"), ("cup", "milk"), ("jar", "honey"),
            ("bucket", "sand"), ("pan", "oil"), ("bowl", "stew"))  # fmt: skip
 
 
