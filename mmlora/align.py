@@ -63,11 +63,18 @@ class Captions(PrefixCache):
         return supervised_loss(hidden, base_model(model).lm_head, labels)
 
 
-def match_size(model, captions: Captions) -> None:
-    """Let visual tokens be as large as the hidden states they join, or the decoder sees noise or nothing."""
+def introduce(model, captions: Captions) -> None:
+    """Make freshly read visual tokens fit for the decoder they join.
+
+    As large as its hidden states, or it sees noise or nothing; and each with a mark of its own as large as what it
+    says, or attention cannot ask for the third one: what is read is alike in all of them.
+    """
+    connector = base_model(model).model.connector
+    marks = torch.randn(connector.write.bias.shape, generator=torch.Generator().manual_seed(0))
+    connector.write.bias.data += marks
     hidden, slots, mask, _ = captions.batch(model, range(64))
     scale = hidden[mask.bool() & ~slots.bool()].pow(2).mean(-1).sqrt().median()
-    base_model(model).model.connector.norm_out.weight.data.fill_(float(scale))
+    connector.norm_out.weight.data.fill_(float(scale))
 
 
 def start_from(model, file: Path) -> None:
@@ -156,10 +163,10 @@ def align(
     source = Captions.build(model, _Texts(vlm, problems, "caption"), work / f"captions-{seed}")
     source.seen = seen[-captions:]
     if not start:
-        match_size(model, source)
+        introduce(model, source)
     for part in (connector.read, connector.write, connector.norm_out):
         part.requires_grad_(True)
-    settings = TrainSettings(minutes=minutes, learning_rate=learning_rate, batch_size=16)
+    settings = TrainSettings(minutes=minutes, learning_rate=learning_rate, batch_size=4)
     log = fit(model, source, settings, work / "training", resume=resume)
     save_file(bridge_tensors(model), _made(out) / "bridge.safetensors")
     shutil.copy(work / "training" / "log.jsonl", out / "align.jsonl")

@@ -195,7 +195,7 @@ def _key(model, samples: Samples, first: int) -> str:
     """Hash of the samples and of every frozen tensor below the boundary."""
     digest = hashlib.sha256(f"{samples.fingerprint} {first} {base_model(model).config.entry_layer}".encode())
     core = base_model(model).model
-    for name, tensor in [*core.named_parameters(), *core.named_buffers()]:  # a batch norm's statistics are buffers
+    for name, tensor in [*core.named_parameters(), *core.named_buffers()]:
         layer = name.split("language_model.layers.")
         if len(layer) == 1 or int(layer[1].split(".")[0]) < first:
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)

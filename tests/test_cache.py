@@ -149,15 +149,15 @@ def _lower_layer(core):
     core.language_model.layers[1].mlp.up_proj.weight.data[0, 0] += 1e-3
 
 
-def _batch_statistics(core):
-    next(b for n, b in core.vision_tower.named_buffers() if n.endswith("running_mean"))[0] += 0.1
+def _vision_tower(core):
+    next(core.vision_tower.parameters()).data[0] += 1e-3
 
 
 def _connector(core):
-    core.connector.position.data[0, 0] += 1e-3
+    core.connector.describe.bias.data[0] += 1e-3
 
 
-@pytest.mark.parametrize("change", [_embedding, _lower_layer, _batch_statistics, _connector])
+@pytest.mark.parametrize("change", [_embedding, _lower_layer, _vision_tower, _connector])
 def test_other_weights_below_the_boundary_build_it_anew(samples, adapted, tmp_path, fills, capsys, change):
     model = adapted()
     PrefixCache.build(model, samples, tmp_path / "cache")

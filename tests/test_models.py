@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from mmlora import models, weights
 from mmlora.models import UnknownModel, load_vlm, smolbridge
+from mmlora.smolbridge import without_norms
 from mmlora.weights import Wheel, WeightsError, fetch, member_path
 
 CONTENT = os.urandom(200_000)
@@ -261,7 +262,7 @@ def test_a_local_folder_is_loaded_in_float32(tiny_vlm, tmp_path, offline):
     tiny_vlm.processor.save_pretrained(tmp_path)
     vlm = load_vlm(str(tmp_path))
     assert vlm.name == str(tmp_path) and not vlm.model.training
-    assert torch.equal(logits(vlm), logits(tiny_vlm))
+    assert torch.allclose(logits(vlm), logits(tiny_vlm), atol=1e-5)
 
 
 def test_the_assembled_model_is_kept_and_loaded_without_network(tiny_vlm, assembled, offline, monkeypatch):
@@ -327,13 +328,13 @@ def published_vision(folder) -> tuple[torch.nn.Module, object]:
 
 def test_the_vision_tower_takes_the_published_tensors_in_order(tmp_path):
     whole, file = published_vision(tmp_path)
-    tower = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4)).eval()
+    tower = without_norms(timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4)).eval())
     models._load_vision(tower, file)
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = whole.forward_intermediates(pixels, indices=[2, 3, 4], intermediates_only=True)
         for ours, theirs in zip(tower(pixels), expected, strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-5)
+            assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
 def test_vision_tensors_of_another_model_are_refused(tmp_path):
