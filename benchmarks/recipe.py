@@ -22,9 +22,9 @@ from mmlora.cache import PrefixCache, Samples
 from mmlora.evaluate import blanked, evaluate, majority_class, score
 from mmlora.lora import attach, towers
 from mmlora.metrics import Metrics
-from mmlora.minisqa.dataset import build, load_problems
+from mmlora.minisqa.dataset import FOLDER, build, load_problems
 from mmlora.models import BRIDGE, VLM, load_vlm, smolbridge
-from mmlora.paths import RESULTS, WORK
+from mmlora.paths import RESULTS
 from mmlora.run import Budget
 from mmlora.train import TrainSettings, fit
 
@@ -40,7 +40,7 @@ def main(
     """Measure one recipe and write results/recipe/NAME.json."""
     budget = Budget(60)
     with budget.watch("data"):
-        folder = build(WORK / "data" / "minisqa" / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
+        folder = build(FOLDER / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
         train, test = (load_problems(folder, split) for split in SIZES)
     vlm = load_vlm("smolbridge" if bridge == BRIDGE else str(smolbridge(bridge, entry_layer=entry, visual_tokens=tokens)))
     base = score(test, evaluate(vlm, test, "likelihood"))
@@ -66,8 +66,8 @@ def main(
         blank_image=blank.to_dict(), n_test=len(test), minutes=budget.to_dict(), seed=seed,
         samples_per_second=round(log.samples_per_second, 2), samples_seen=log.samples_seen,
         trainable_parameters=towers(model).trainable, model=vlm.name, data=f"MiniSQA {len(train)}/{len(test)}, seed 0",
-        settings={"name": name, "format": format, "scored_by": method, "rank": rank, "entry_layer": entry, "visual_tokens": tokens,
-                  "layers": [layers[0], layers[-1]], **asdict(settings)},
+        settings={"name": name, "format": format, "scored_by": method, "rank": rank, "entry_layer": entry,
+                  "visual_tokens": tokens, "layers": [layers[0], layers[-1]], **asdict(settings)},
     ).save(target)
     print(f"{name}: {scores.accuracy} {scores.ci95}, IMG {scores.columns['IMG'].accuracy}, blank {blank.accuracy}, "
           f"{log.samples_per_second:.1f} samples/s, score {budget.spent['score']:.1f} min -> {target}")

@@ -34,6 +34,7 @@ from mmlora.smolbridge import (
     SmolBridgeConfig,
     SmolBridgeForConditionalGeneration,
     SmolBridgeProcessor,
+    plain_tower,
     without_norms,
 )
 
@@ -140,7 +141,7 @@ def _load_vision(tower: nn.Module, file: Path) -> None:
     if [tuple(t.shape) for t in tensors.values()] != [tuple(t.shape) for t in whole.values()]:
         raise weights.WeightsError(f"{file.name} does not fit timm's tf_efficientnet_lite0; fetch it anew")
     named = dict(zip(whole, tensors.values()))
-    plain = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4))
+    plain = plain_tower("tf_efficientnet_lite0")
     plain.load_state_dict({name: named[name] for name in plain.state_dict()})
     tower.load_state_dict(without_norms(plain).state_dict())
 

@@ -6,7 +6,6 @@ should be the mean embedding of the words in its piece. No decoder runs, so a br
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mmlora.smolbridge import Bridge
+from mmlora.trainplan import schedule
 
 BASIS = 1000  # pictures that settle the cells' principal components: 64,000 cells
 
@@ -27,7 +27,8 @@ class ReadSettings:
     """How stage one trains."""
 
     epochs: int = 6  # beyond that it learns these pictures by heart
-    learning_rate: float = 1e-3  # the peak, after a short warm-up; down to zero
+    learning_rate: float = 1e-3  # the peak
+    warmup_share: float = 0.05  # of the steps; before that Adam's moments are noise
     batch_size: int = 256  # pictures a step
     dropout: float = 0.2  # of cells' numbers and hidden units: the perceptron has more weights than there are pictures
     weight_decay: float = 0.05
@@ -122,7 +123,7 @@ def read(bridge: Bridge, seen: np.ndarray, codes: torch.Tensor, settings: ReadSe
     order = np.concatenate([held + rng.permutation(rows - held) for _ in range(settings.epochs)])
     for step in (bar := tqdm(range(steps), desc="reading")):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = settings.learning_rate * schedule((step + 0.5) / steps, settings.warmup_share)
         loss = error(np.sort(order[step * settings.batch_size : (step + 1) * settings.batch_size]))
         optimizer.zero_grad()
         loss.backward()

@@ -26,7 +26,6 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 IMAGE_TOKEN = "<image>"
@@ -53,6 +52,11 @@ class SmolBridgeConfig(PreTrainedConfig):
         if isinstance(self.text_config, dict):
             self.text_config = AutoConfig.for_model(**{"model_type": "llama", **self.text_config})
         super().__post_init__(**kwargs)
+
+
+def plain_tower(name: str) -> nn.Module:
+    """timm's model as published, reporting its feature maps of strides 8, 16 and 32."""
+    return timm.create_model(name, features_only=True, out_indices=(2, 3, 4))
 
 
 def without_norms(tower: nn.Module) -> nn.Module:
@@ -124,7 +128,7 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
 
     def __init__(self, config: SmolBridgeConfig):
         super().__init__(config)
-        tower = timm.create_model(config.vision_name, features_only=True, out_indices=(2, 3, 4))
+        tower = plain_tower(config.vision_name)
         channels, self.vision_tower = tower.feature_info.channels(), without_norms(tower)
         self.connector = Bridge(config, channels)
         self.language_model = AutoModel.from_config(config.text_config)
