@@ -33,18 +33,19 @@ SIZES = {"train": 2000, "test": 400}  # large enough to rank recipes five points
 
 def main(
     name: str, format: str = "explanation_answer", method: str = "generate", rank: int = 16, lr: float = 1e-3,
-    first_layer: Annotated[int | None, typer.Option(help="LoRA begins here [default: the entry layer]")] = None,
-    bridge: Annotated[Path, typer.Option(help="aligned bridge; its align.json says where it enters")] = BRIDGE,
-    entry: int = 20, tokens: int = 16, batch_size: int = 16, minutes: float = 8.0, seed: int = 0,
+    first_layer: Annotated[int, typer.Option(help="LoRA begins here")] = 20,
+    bridge: Annotated[Path, typer.Option(help="aligned bridge")] = BRIDGE,
+    entry: Annotated[int, typer.Option(help="decoder layer that the visual tokens enter at")] = 0,
+    batch_size: int = 8, minutes: float = 5.0, seed: int = 0,
 ):
     """Measure one recipe and write results/recipe/NAME.json."""
     budget = Budget(60)
     with budget.watch("data"):
         folder = build(FOLDER / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
         train, test = (load_problems(folder, split) for split in SIZES)
-    vlm = load_vlm("smolbridge" if bridge == BRIDGE else str(smolbridge(bridge, entry_layer=entry, visual_tokens=tokens)))
+    vlm = load_vlm(str(smolbridge(bridge, entry_layer=entry)))
     base = score(test, evaluate(vlm, test, "likelihood"))
-    layers = range(entry if first_layer is None else first_layer, vlm.model.config.text_config.num_hidden_layers)
+    layers = range(first_layer, vlm.model.config.text_config.num_hidden_layers)
     model = attach(vlm.model, rank=rank, layers=layers, seed=seed)
     settings = TrainSettings(minutes=minutes, learning_rate=lr, batch_size=batch_size, seed=seed)
     work = Path(tempfile.mkdtemp(prefix="recipe-"))
@@ -67,7 +68,7 @@ def main(
         samples_per_second=round(log.samples_per_second, 2), samples_seen=log.samples_seen,
         trainable_parameters=towers(model).trainable, model=vlm.name, data=f"MiniSQA {len(train)}/{len(test)}, seed 0",
         settings={"name": name, "format": format, "scored_by": method, "rank": rank, "entry_layer": entry,
-                  "visual_tokens": tokens, "layers": [layers[0], layers[-1]], **asdict(settings)},
+                  "visual_tokens": vlm.model.config.visual_tokens, "layers": [layers[0], layers[-1]], **asdict(settings)},
     ).save(target)
     print(f"{name}: {scores.accuracy} {scores.ci95}, IMG {scores.columns['IMG'].accuracy}, blank {blank.accuracy}, "
           f"{log.samples_per_second:.1f} samples/s, score {budget.spent['score']:.1f} min -> {target}")

@@ -1,183 +1,208 @@
-"""The alignment run: teach SmolBridge's bridge to speak the decoder's language, once, from picture captions.
+"""The alignment run: teach SmolBridge's bridge to read, once, from pictures with captions.
 
-    python -m mmlora.align --pictures 40000 --captions 6000 --minutes 25
+    python -m mmlora.align --pictures 48000
 
-First the bridge alone learns to read (`mmlora.reader`). Then comes stage one of LLaVA (arXiv 2304.08485): the model sees
-a picture and must write its caption; the bridge trains on, the decoder's upper layers through a low-rank update that
-ships with it. No question and no answer is ever seen, and the pictures are drawn with another seed than any MiniSQA
-split. Writes `weights/smolbridge/bridge.safetensors`.
+A caption says what a picture shows. Each visual token should say one of its words, the first token the first word, and
+the bridge learns it by plain classification (AlignVLM's connector, arXiv 2502.01341, trained without the decoder, so
+that it sees a thousand pictures a second). No question and no answer is ever seen, and the pictures are drawn with
+another seed than any MiniSQA split. Writes `weights/smolbridge/bridge.safetensors`.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
 
 from mmlora import minisqa
-from mmlora.cache import PrefixCache, Samples, base_model
-from mmlora.lora import attach
-from mmlora.loss import supervised_loss
 from mmlora.models import load_vlm, smolbridge
 from mmlora.paths import RUNS, WEIGHTS
-from mmlora.prompts import Sample
-from mmlora.reader import ReadSettings, look, read, word_codes
-from mmlora.scienceqa import Problem
-from mmlora.train import TrainSettings, fit
+from mmlora.precision import mixed
+from mmlora.smolbridge import Bridge
+from mmlora.trainplan import schedule
 
 SEED = 1_000_003  # far from the seeds that people use for MiniSQA
-RANK = 32  # the decoder's update is folded into the shipped base, so it may be larger than an adapter
+BASIS = 1000  # pictures that settle the cells' principal components: 64,000 cells
+SILENCE = "\n"  # what the visual tokens after a caption's end say
 
 
-class _Texts(Samples):
-    """Captions without their pictures: the slots stay empty, because their tokens change as the bridge learns."""
+@dataclass(frozen=True)
+class ReadSettings:
+    """How the bridge learns to read."""
 
-    def __getitem__(self, index: int) -> Sample:
-        return replace(super().__getitem__(index), pixel_values=None)
+    epochs: int = 12  # beyond that it learns these pictures by heart
+    learning_rate: float = 1e-3  # the peak
+    warmup_share: float = 0.05  # of the steps; before that Adam's moments are noise
+    batch_size: int = 256  # pictures a step
+    dropout: float = 0.2  # of cells' numbers and hidden units: the perceptron has more weights than there are pictures
+    weight_decay: float = 0.05
+    held_out: int = 2000  # pictures, the first ones, that only measure
 
 
-class Captions(PrefixCache):
-    """Captions with hidden states cached up to the entry layer and pictures cached as the bridge reads them.
+@torch.inference_mode()
+def look(vlm, pictures: Iterable, count: int, file: Path) -> np.ndarray:
+    """What the bridge sees of every picture: float16 (count, cells, cell_width), memory-mapped.
 
-    `seen` is float16 (pictures, cells * cell_width), memory-mapped; `loss` puts fresh visual tokens into the slots.
+    The first `BASIS` pictures settle `describe`: the cells' principal components at equal size, for most of what the
+    tower reports is the same in all pictures, and plain training would not see past it.
     """
+    connector, basis, at = vlm.model.model.connector, min(BASIS, count), 0
+    pictures = iter(tqdm(pictures, total=count, desc="looking", unit="picture"))
+    first = torch.empty(basis, connector.side**2, connector.describe.in_features, dtype=torch.half)
+    shape = (count, connector.side**2, connector.describe.out_features)
+    aside = np.memmap(file.with_suffix(".part"), np.float16, "w+", shape=shape)
+    for part in _parts(islice(pictures, basis)):
+        first[at : at + len(part)], at = _cells(vlm, part), at + len(part)
+    whiten(connector, first)
+    for start in range(0, basis, 64):
+        aside[start : start + 64] = connector.seen(first[start : start + 64].float()).numpy()
+    for part in _parts(pictures):
+        aside[at : at + len(part)], at = connector.seen(_cells(vlm, part)).numpy(), at + len(part)
+    aside.flush()
+    file.with_suffix(".part").replace(file)
+    return np.memmap(file, np.float16, "r", shape=shape)
 
-    seen: np.ndarray
 
-    def loss(self, model, indices: list[int]) -> tuple[torch.Tensor, int]:
-        """Summed loss over the caption tokens; gradients reach the bridge and the upper layers."""
-        core = base_model(model).model
-        hidden, slots, mask, labels = self.batch(model, indices)
-        visual = core.connector.tokens(torch.from_numpy(self.seen[indices].astype(np.float32)))
-        hidden = hidden.masked_scatter(slots.bool().unsqueeze(-1), visual)
-        hidden = core.decode(hidden, slots, mask, first=self.boundary)
-        return supervised_loss(hidden, base_model(model).lm_head, labels)
+def _parts(pictures, size: int = 16):
+    while part := list(islice(pictures, size)):
+        yield part
 
 
-def introduce(model, captions: Captions) -> None:
-    """Make freshly read visual tokens fit for the decoder they join.
+def _cells(vlm, pictures: list) -> torch.Tensor:
+    pixels = vlm.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    return vlm.model.model.get_image_cells(pixels)
 
-    As large as its hidden states, or it sees noise or nothing; and each with a mark of its own as large as what it
-    says, or attention cannot ask for the third one: what is read is alike in all of them.
+
+def whiten(bridge: Bridge, cells: torch.Tensor) -> None:
+    """Set `describe` to the principal components of `cells` (pictures, cells, cell_size), each of variance one.
+
+    A hundredth of the mean variance is added, so that what hardly varies is not blown up to noise.
     """
-    connector = base_model(model).model.connector
-    marks = torch.randn(connector.write.bias.shape, generator=torch.Generator().manual_seed(0))
-    connector.write.bias.data += marks
-    hidden, slots, mask, _ = captions.batch(model, range(64))
-    scale = hidden[mask.bool() & ~slots.bool()].pow(2).mean(-1).sqrt().median()
-    connector.norm_out.weight.data.fill_(float(scale))
+    normed = torch.cat([bridge.norm_in(part.float()).flatten(0, 1) for part in cells.split(64)])
+    mean = normed.mean(0)
+    covariance = (normed - mean).T @ (normed - mean) / len(normed)
+    variance, directions = (t.flip(-1)[..., : bridge.describe.out_features] for t in torch.linalg.eigh(covariance))
+    bridge.describe.weight.copy_((directions / (variance + 0.01 * covariance.diagonal().mean()).sqrt()).T)
+    bridge.describe.bias.copy_(-bridge.describe.weight @ mean)
 
 
-def start_from(model, file: Path) -> None:
-    """Take an earlier alignment's connector and update as the starting point, so that it goes on."""
-    core, tensors = base_model(model).model, {name: t.float() for name, t in load_file(file).items()}
-    connector = {n.removeprefix("connector."): t for n, t in tensors.items() if n.startswith("connector.")}
-    core.connector.load_state_dict(connector)
-    for name, module in core.named_modules():
-        if hasattr(module, "lora_A"):
-            module.lora_A["default"].weight.data.copy_(tensors[f"{name}.down"])
-            module.lora_B["default"].weight.data.copy_(tensors[f"{name}.up"] / module.scaling["default"])
+def spell(tokenizer, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The dictionary, int64 (words,): the decoder's tokens that occur in `captions`; and the captions spelled with it.
 
-
-def bridge_tensors(model) -> dict[str, torch.Tensor]:
-    """The connector and, per adapted projection, `up` (scaled) and `down` of the decoder's update; float16."""
-    core = base_model(model).model
-    tensors = {f"connector.{name}": p.detach().half() for name, p in core.connector.state_dict().items()}
-    for name, module in core.named_modules():
-        if hasattr(module, "lora_A"):
-            tensors[f"{name}.down"] = module.lora_A["default"].weight.detach().half()
-            tensors[f"{name}.up"] = (module.lora_B["default"].weight * module.scaling["default"]).detach().half()
-    return {name: t.contiguous() for name, t in tensors.items()}
-
-
-def pictures_seen(vlm, count: int, seed: int, folder: Path, settle: bool) -> tuple[np.ndarray, list[str]]:
-    """Draw `count` pictures of MiniSQA's image skills; what the bridge sees of each, and their captions.
-
-    Kept in `folder` and used again. With `settle` the first pictures settle how the bridge describes a cell.
+    A spelled caption is a row of int64 (captions, longest) of places in the dictionary, silence at its end.
     """
-    connector, texts = vlm.model.model.connector, []
-    kept = load_file(folder / "describe.safetensors") if (folder / "captions.json").is_file() else {}
-    if kept and (settle or torch.equal(kept["weight"], connector.describe.weight)):
-        connector.describe.load_state_dict(kept)
-        seen = np.memmap(folder / "seen.f16", np.float16, "r", shape=(count, connector.read.in_features))
-        return seen, json.loads((folder / "captions.json").read_text())
-
-    def drawn():
-        skills = [s for s in minisqa.SKILLS if next(minisqa.generate("train", 1, skills=[s])).image]
-        for problem in minisqa.generate("train", count, seed=seed, skills=skills):
-            texts.append(problem.caption)
-            yield problem.image
-
-    seen = look(vlm, drawn(), count, _made(folder) / "seen.f16", settle)
-    save_file(connector.describe.state_dict(), folder / "describe.safetensors")
-    (folder / "captions.json").write_text(json.dumps(texts))
-    return seen, texts
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in captions]
+    silence, longest = tokenizer(SILENCE, add_special_tokens=False)["input_ids"], max(map(len, rows))
+    full = torch.tensor([row + silence * (longest - len(row)) for row in rows])
+    return full.unique(return_inverse=True)
 
 
-def stage_one(vlm, seen: np.ndarray, texts: list[str], file: Path, resume: bool) -> dict:
-    """The bridge as it comes from reading, kept in `file`; with `resume` a kept one is taken. Returns what to record."""
-    connector, settings = vlm.model.model.connector, ReadSettings()
-    if not (resume and file.is_file()):
-        embeddings = vlm.model.get_input_embeddings().weight
-        codes = word_codes(vlm.processor.tokenizer, embeddings, texts, vlm.model.config.visual_tokens)
-        errors = read(connector, seen, codes, settings)
-        save_file(connector.state_dict(), file, metadata={"errors": json.dumps(errors)})
-    connector.load_state_dict(load_file(file))
-    with safe_open(file, "pt") as saved:
-        return {"reading": asdict(settings), **json.loads(saved.metadata()["errors"])}
+def read(bridge: Bridge, seen: np.ndarray, spelled: torch.Tensor, settings: ReadSettings) -> list[dict]:
+    """Train all after `describe` so that every visual token says its word; returns a record for each epoch.
+
+    `loss` and `held_out_loss` are nats a word, `words_right` the share of held-out words whose likeliest is right.
+    """
+    held, rows = settings.held_out, len(seen)
+    learning = nn.ModuleList([bridge.recognise, bridge.read, bridge.write]).requires_grad_(True)
+    optimizer = torch.optim.AdamW(learning.parameters(), betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    rng, records = np.random.default_rng(0), []
+    per_epoch = (rows - held) // settings.batch_size
+    for epoch in range(settings.epochs):
+        losses, order = [], held + rng.permutation(rows - held)
+        for at in (bar := tqdm(range(per_epoch), desc=f"reading, epoch {epoch + 1} of {settings.epochs}")):
+            share = (epoch * per_epoch + at + 0.5) / (settings.epochs * per_epoch)
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(share, settings.warmup_share)
+            batch = np.sort(order[at * settings.batch_size : (at + 1) * settings.batch_size])
+            with mixed(torch.device("cpu")):
+                scores = bridge.words(_numbers(seen[batch]), settings.dropout)
+            loss = nn.functional.cross_entropy(scores.float().view(-1, bridge.said[1]), spelled[batch].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        scores = say(bridge, seen[:held])
+        held_out = nn.functional.cross_entropy(scores.flatten(0, 1), spelled[:held].flatten()).item()
+        right = (scores.argmax(-1) == spelled[:held]).float().mean().item()
+        records.append({"epoch": epoch + 1, "loss": round(float(np.mean(losses)), 4), "held_out_loss": round(held_out, 4),
+                        "words_right": round(right, 4)})
+        print(records[-1], flush=True)
+    learning.requires_grad_(False)
+    return records
+
+
+@torch.inference_mode()
+def say(bridge: Bridge, seen: np.ndarray) -> torch.Tensor:
+    """Scores (pictures, visual_tokens, dictionary) of the words for pictures as the bridge sees them."""
+    return torch.cat([bridge.words(_numbers(part)) for part in np.array_split(seen, 1 + len(seen) // 256)])
+
+
+def _numbers(seen: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(seen.astype(np.float32))
+
+
+def read_right(scores: torch.Tensor, spelled: torch.Tensor, skills: list[str]) -> dict[str, list[int]]:
+    """For each skill, how many captions come out right word for word, and of how many."""
+    right = (scores.argmax(-1) == spelled).all(-1).tolist()
+    return {s: [sum(r for r, t in zip(right, skills) if t == s), skills.count(s)] for s in sorted(set(skills))}
+
+
+def drawn(vlm, count: int, seed: int, folder: Path) -> tuple[np.ndarray, list[str], list[str]]:
+    """Draw `count` pictures of MiniSQA's image skills: what the bridge sees of each, their captions and their skills.
+
+    Kept in `folder` and used again.
+    """
+    connector, texts, file = vlm.model.model.connector, [], folder / "captions.json"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def pictures():
+            skills = [s for s in minisqa.SKILLS if next(minisqa.generate("train", 1, skills=[s])).image]
+            for problem in minisqa.generate("train", count, seed=seed, skills=skills):
+                texts.append((problem.caption, problem.skill))
+                yield problem.image
+
+        look(vlm, pictures(), count, folder / "seen.f16")
+        save_file(connector.describe.state_dict(), folder / "describe.safetensors")
+        file.write_text(json.dumps(texts))
+    connector.describe.load_state_dict(load_file(folder / "describe.safetensors"))
+    captions, skills = zip(*json.loads(file.read_text()))
+    shape = (count, connector.side**2, connector.describe.out_features)
+    seen = np.memmap(folder / "seen.f16", np.float16, "r", shape=shape)
+    return seen, list(captions), list(skills)
 
 
 def align(
-    pictures: Annotated[int, typer.Option(help="that the bridge learns to read from, 50 a second")] = 40_000,
-    captions: Annotated[int, typer.Option(help="of them that the decoder learns to write, 15 a second to prepare")] = 6000,
-    minutes: Annotated[float, typer.Option(help="of writing captions")] = 25.0, learning_rate: float = 1e-3,
-    start: Annotated[Path | None, typer.Option(help="go on from this bridge.safetensors: only stage two")] = None,
-    seed: Annotated[int, typer.Option(help="of the pictures; another one when going on")] = SEED,
-    entry: Annotated[int, typer.Option(help="decoder layer that the visual tokens enter at")] = 20,
-    tokens: Annotated[int, typer.Option(help="visual tokens a picture")] = 16,
-    out: Path = WEIGHTS / "smolbridge", work: Path = RUNS / "align", resume: bool = False,
+    pictures: Annotated[int, typer.Option(help="that the bridge learns to read from, 60 to 100 a second")] = 48_000,
+    seed: Annotated[int, typer.Option(help="of the pictures")] = SEED,
+    out: Path = WEIGHTS / "smolbridge", work: Path = RUNS / "align",
 ):
-    """Align the bridge on captions of drawn pictures; bridge.safetensors, its log and its settings go to `out`."""
-    vlm = load_vlm(str(smolbridge(bridge=None, entry_layer=entry, visual_tokens=tokens)))
+    """Align the bridge on captions of drawn pictures; bridge.safetensors and align.json go to `out`."""
+    settings = ReadSettings()
+    vlm = load_vlm(str(smolbridge(bridge=None)))
+    seen, captions, skills = drawn(vlm, pictures, seed, work / f"pictures-{seed}-{pictures}")
+    words, spelled = spell(vlm.processor.tokenizer, captions)
+    vlm = load_vlm(str(smolbridge(bridge=None, visual_tokens=spelled.shape[1], dictionary=len(words))))
     connector = vlm.model.model.connector
-    model = attach(vlm.model, rank=RANK, alpha=RANK, layers=range(entry, vlm.model.config.text_config.num_hidden_layers))
-    if start:
-        start_from(model, start)
-    count = captions if start else pictures
-    seen, texts = pictures_seen(vlm, count, seed, work / f"pictures-{seed}-{count}", settle=not start)
-    facts = {"rank": RANK, "entry_layer": entry, "visual_tokens": tokens, "pictures": len(seen), "seed": seed,
-             "start": start and str(start), "captions": captions}
-    if not start:
-        facts |= stage_one(vlm, seen, texts, work / "read.safetensors", resume)
-    blank = Image.new("RGB", (8, 8))  # only marks that there is a picture
-    problems = [Problem(str(i), "", ("yes", "no"), 0, blank, caption=text) for i, text in enumerate(texts[-captions:])]
-    source = Captions.build(model, _Texts(vlm, problems, "caption"), work / f"captions-{seed}")
-    source.seen = seen[-captions:]
-    if not start:
-        introduce(model, source)
-    for part in (connector.read, connector.write, connector.norm_out):
-        part.requires_grad_(True)
-    settings = TrainSettings(minutes=minutes, learning_rate=learning_rate, batch_size=4)
-    log = fit(model, source, settings, work / "training", resume=resume)
-    save_file(bridge_tensors(model), _made(out) / "bridge.safetensors")
-    shutil.copy(work / "training" / "log.jsonl", out / "align.jsonl")
-    facts |= {"writing": asdict(settings), "samples_seen": log.samples_seen, "seconds": round(log.seconds),
-              "loss_of_last_50_steps": round(float(np.mean([r["loss"] for r in log.records[-50:]])), 4)}
-    (out / "align.json").write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    connector.describe.load_state_dict(load_file(work / f"pictures-{seed}-{pictures}" / "describe.safetensors"))
+    connector.word_ids.copy_(words)
+    epochs = read(connector, seen, spelled, settings)
+    right = read_right(say(connector, seen[: settings.held_out]), spelled[: settings.held_out], skills[: settings.held_out])
+    out.mkdir(parents=True, exist_ok=True)
+    halves = {n: t if n == "word_ids" else t.half() for n, t in connector.state_dict().items()}
+    save_file({f"connector.{name}": t.contiguous() for name, t in halves.items()}, out / "bridge.safetensors")
+    facts = {"pictures": pictures, "seed": seed, "visual_tokens": spelled.shape[1], "dictionary": len(words), **asdict(settings)}
+    (out / "align.json").write_text(json.dumps({**facts, "epochs": epochs, "captions_read_right": right}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from mmlora.errors import MMLoraError
 from mmlora.loss import IGNORED, supervised_loss
 from mmlora.models import VLM
+from mmlora.precision import mixed
 from mmlora.prompts import Format, Sample, encode
 from mmlora.scienceqa import Problem
 
@@ -232,7 +233,8 @@ def _fill(model, samples: Samples, first: int, folder: Path, key: str) -> None:
             data = {k: v.to(device) for k, v in batch.items()}
             visual = core.get_image_features(data["pixel_values"]) if "pixel_values" in data else None
             embeds = core.embed(data["input_ids"], visual)
-            hidden = _lower(core, embeds, data["mm_token_type_ids"].bool(), data["attention_mask"].bool(), first)
+            with mixed(device):
+                hidden = _lower(core, embeds, data["mm_token_type_ids"].bool(), data["attention_mask"].bool(), first)
             hidden = hidden.cpu().clamp(-65504, 65504).half().numpy()
             for row, i in enumerate(chosen):
                 length, start = samples.lengths[i], int(starts[i])

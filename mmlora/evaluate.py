@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
 from mmlora.models import VLM
+from mmlora.precision import mixed
 from mmlora.prompts import IGNORED, Sample, encode_prompt, encode_texts, parse_answer, target_text
 from mmlora.scienceqa import LETTERS, Problem
 from mmlora.scores import Prediction, Scores, compare, majority_class, score
@@ -238,7 +239,7 @@ def _evaluating(vlm: VLM):
     training: list[torch.nn.Module] = [m for m in vlm.model.modules() if m.training]
     vlm.model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), mixed(vlm.model.device):
             yield
     finally:
         for module in training:

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from mmlora.models import VLM
 from mmlora.scienceqa import Problem
 from mmlora.scores import Prediction, by_id
 
@@ -51,6 +53,16 @@ def load_examples(folder: str | Path) -> list[Example]:
     if not path.is_file():
         return []
     return [_example(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+@torch.inference_mode()
+def words_read(vlm: VLM, picture: Image.Image) -> list[tuple[str, float]]:
+    """What SmolBridge's bridge reads: for each visual token its likeliest word, and how likely that is."""
+    pixels = vlm.processor.image_processor([picture.convert("RGB")], return_tensors="pt")["pixel_values"]
+    core = vlm.model.get_base_model().model if hasattr(vlm.model, "get_base_model") else vlm.model.model
+    chances, places = core.get_image_words(pixels.to(vlm.model.device))[0].max(-1)
+    ids = core.connector.word_ids[places]
+    return [(vlm.processor.tokenizer.decode(i), p.item()) for i, p in zip(ids, chances)]
 
 
 def png(image: Image.Image) -> str:

@@ -122,8 +122,7 @@ def attach(
 ) -> PeftModel:
     """Wrap `model` with a fresh LoRA adapter, freeze all else, print the table by tower.
 
-    `alpha` is 2 x `rank` unless given. `layers` are decoder layers; None means those that see the picture
-    (`config.entry_layer` and up), or the upper third where the config does not say. `targets` are the last parts of
+    `alpha` is 2 x `rank` unless given. `layers` are decoder layers; None means the upper third. `targets` are the last parts of
     module names ("q_proj"), or every linear projection of those layers (and of the other towers in `within`).
     Raises `AdapterError` for a second attach, a target or tower that matches nothing, a layer out of range, and inside
     `torch.inference_mode`, whose tensors can never train.
@@ -177,7 +176,7 @@ def _target_names(model, layers, targets, within) -> list[str]:
 def _chosen_layers(model, names: list[str], layers: Iterable[int] | None) -> set[int]:
     count = 1 + max((int(m[1]) for n in names if (m := _LAYER.search(n))), default=-1)
     if layers is None:
-        return set(range(getattr(getattr(model, "config", None), "entry_layer", count - max(1, count // 3)), count))
+        return set(range(count - max(1, count // 3), count))
     chosen = set(layers)
     if not chosen or min(chosen) < 0 or max(chosen) >= count:
         asked = f"layers {min(chosen)} to {max(chosen)}" if chosen else "no layers"

@@ -43,16 +43,19 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict:
-    """The machine in words: system, cpu, cores this process may use, memory_gb, gpu (None without one)."""
+    """The machine in words: system, cpu, cores this process may use, memory_gb, gpu (None without one), precision."""
     import psutil
     import torch
+
+    from mmlora.precision import precision
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     if gpu is None and torch.backends.mps.is_available():
         gpu = "Apple GPU (MPS)"
     return {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu_name(), "cores": cores,
-            "memory_gb": round(psutil.virtual_memory().total / GB, 1), "gpu": gpu}
+            "memory_gb": round(psutil.virtual_memory().total / GB, 1), "gpu": gpu,
+            "precision": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision()]}
 
 
 def _cpu_name() -> str:

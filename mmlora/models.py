@@ -83,8 +83,8 @@ def load_vlm(name: str = "smolbridge") -> VLM:
 def smolbridge(bridge: Path | None = BRIDGE, **config) -> Path:
     """The folder of the assembled SmolBridge, made at the first call (tens of seconds) and kept in the user cache.
 
-    `bridge` holds the aligned connector and the decoder's alignment update (None: a fresh, unaligned one); `config`
-    overrides sizes of `SmolBridgeConfig`. Raises `weights.WeightsError` when a part is missing or cannot be kept.
+    `bridge` holds the aligned connector and says its sizes (None: a fresh, unaligned one); `config` overrides sizes of
+    `SmolBridgeConfig`. Raises `weights.WeightsError` when a part is missing or cannot be kept.
     """
     if bridge and not Path(bridge).is_file():
         raise weights.WeightsError(f"the aligned bridge is not at {bridge}; restore it with `git checkout weights`, install "
@@ -124,12 +124,13 @@ def _assemble(gguf: Path, vision: Path, bridge: Path | None, config: dict):
                      "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "rope_parameters",
                      "bos_token_id", "eos_token_id", "tie_word_embeddings")
     }, pad_token_id=0)
+    connector = _connector(bridge) if bridge else {}
     torch.manual_seed(0)
-    model = SmolBridgeForConditionalGeneration(SmolBridgeConfig(text_config=text_config, **config)).float()
+    model = SmolBridgeForConditionalGeneration(SmolBridgeConfig(text_config=text_config, **_sizes(connector), **config)).float()
     model.model.language_model.load_state_dict(language.model.state_dict())
     _load_vision(model.model.vision_tower, vision)
-    if bridge:
-        _load_bridge(model, bridge)
+    if connector:
+        model.model.connector.load_state_dict(connector)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
     return model, _processor(gguf, model.config)
 
@@ -146,14 +147,18 @@ def _load_vision(tower: nn.Module, file: Path) -> None:
     tower.load_state_dict(without_norms(plain).state_dict())
 
 
-def _load_bridge(model: SmolBridgeForConditionalGeneration, file: Path) -> None:
-    """Load the connector and add the decoder's low-rank alignment update, `up @ down`, to its weights."""
-    tensors = {name: t.float() for name, t in load_file(file).items()}
-    connector = {n.removeprefix("connector."): t for n, t in tensors.items() if n.startswith("connector.")}
-    model.model.connector.load_state_dict(connector)
-    for name in [n for n in tensors if n.endswith(".down")]:
-        module = model.model.get_submodule(name.removesuffix(".down"))
-        module.weight.data += tensors[name.removesuffix("down") + "up"] @ tensors[name]
+def _connector(bridge: Path) -> dict[str, torch.Tensor]:
+    """The connector's tensors as `mmlora.align` wrote them."""
+    return {name.removeprefix("connector."): t for name, t in load_file(bridge).items()}
+
+
+def _sizes(connector: dict[str, torch.Tensor]) -> dict[str, int]:
+    """What the tensors say about the sizes in `SmolBridgeConfig`; nothing for a fresh connector."""
+    if not connector:
+        return {}
+    words = len(connector["word_ids"])
+    return {"cell_width": len(connector["describe.weight"]), "bridge_width": len(connector["read.weight"]),
+            "dictionary": words, "visual_tokens": len(connector["write.weight"]) // words}
 
 
 def _processor(gguf: Path, config: SmolBridgeConfig) -> SmolBridgeProcessor:

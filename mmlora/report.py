@@ -134,7 +134,8 @@ def _machine_table(runs: Sequence[Metrics]) -> str:
     for m in sorted(runs, key=lambda m: (m.minutes["total"], m.date)):
         longest[m.machine["cpu"], m.machine["cores"], m.machine["gpu"], m.model] = m
     rows = [
-        [m.machine["gpu"] or f"{m.machine['cpu']}, {m.machine['cores']} cores", f"{m.machine['memory_gb']:.0f} GB",
+        [m.machine["gpu"] or f"{m.machine['cpu']}, {m.machine['cores']} cores, {m.machine['precision']}",
+         f"{m.machine['memory_gb']:.0f} GB",
          m.model, f"{m.samples_per_second:.1f}", f"{m.peak_memory_gb:.1f} GB", f"{m.minutes['total']:.0f}",
          f"{m.accuracy['avg']:.1f}"]
         for m in longest.values()

@@ -1,11 +1,14 @@
-"""SmolBridge: a 140M vision-language model made of two pretrained towers and a trained bridge.
+"""SmolBridge: a 150M vision-language model made of two pretrained towers and a trained bridge.
 
-    picture ──► EfficientNet-Lite0 ──► Bridge ──► 16 visual tokens ──┐
-    text    ──► SmolLM2 layers 0..19 (text only) ──► text tokens ────┴──► SmolLM2 layers 20..29 ──► words
+    picture ──► EfficientNet-Lite0 ──► Bridge ──► 24 visual tokens ──┐
+    text    ──► SmolLM2's embeddings ──► text tokens ────────────────┴──► SmolLM2 ──► words
 
-The visual tokens enter the decoder at `entry_layer`, as LLaMA-Adapter (arXiv 2303.16199) feeds its visual prompts to
-the upper layers. Below it the image slots of the sequence are invisible and untouched, so those layers are a pure
-function of the text. It is an ordinary transformers model: `from_pretrained`, `save_pretrained`, `generate`.
+Each visual token is a mixture of the decoder's own word embeddings, as in AlignVLM (arXiv 2502.01341): the bridge gives
+every word of a small dictionary a probability, so what it reads in a picture can be printed, and the decoder is spoken to
+in the language that it knows. It is an ordinary transformers model: `from_pretrained`, `save_pretrained`, `generate`.
+
+With `entry_layer` above 0 the visual tokens join only there, as LLaMA-Adapter's prompts do (arXiv 2303.16199); below it
+the image slots of the sequence are invisible and untouched, so those layers are a pure function of the text.
 """
 
 from __future__ import annotations
@@ -41,10 +44,11 @@ class SmolBridgeConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     vision_name: str = "tf_efficientnet_lite0"
     image_size: int = 256  # 8 x 8 cells; the tower was trained at 224, and 256 divides into whole cells
-    cell_width: int = 96  # numbers that describe a cell: most of what differs between pictures
+    cell_width: int = 160  # numbers that describe a cell: nearly all that differs between pictures
     bridge_width: int = 768  # what is known of a picture, between seeing and saying; small enough to ship in git
-    visual_tokens: int = 16  # each holds about two words of a caption
-    entry_layer: int = 20  # the layers below see text only and can be cached
+    visual_tokens: int = 24  # as many as MiniSQA's longest caption has
+    dictionary: int = 512  # words that the bridge can say, padding included; MiniSQA's captions have fewer
+    entry_layer: int = 0  # the decoder reads what was seen like any other text
     image_token_id: int = 49152  # one past the vocabulary: it has no embedding and is never generated
     tie_word_embeddings: bool = True
 
@@ -75,22 +79,25 @@ def without_norms(tower: nn.Module) -> nn.Module:
 
 
 class Bridge(nn.Module):
-    """The connector: feature maps of strides 8, 16 and 32 → visual tokens (batch, visual_tokens, hidden).
+    """The connector: feature maps of strides 8, 16 and 32 → what each visual token says.
 
     Each 32 x 32 pixel cell is described by everything the three maps hold there (space to depth, nothing pooled
-    away), narrowed to `cell_width` numbers. Then a perceptron with one hidden layer reads all cells at once.
+    away), narrowed to `cell_width` numbers. A convolution recognises what a cell and its neighbours show, wherever it is;
+    then a perceptron with one hidden layer reads all cells at once and gives every word of the dictionary a score in
+    every visual token.
     """
 
     def __init__(self, config: SmolBridgeConfig, channels: list[int]):
         super().__init__()
-        self.side, hidden_size = config.image_size // CELL, config.text_config.hidden_size
+        self.side, self.said = config.image_size // CELL, (config.visual_tokens, config.dictionary)
         self.fold = [nn.PixelUnshuffle(CELL // stride) for stride in (8, 16, 32)]
         cell_size = sum(c * (CELL // stride) ** 2 for c, stride in zip(channels, (8, 16, 32)))
         self.norm_in = nn.LayerNorm(cell_size)
         self.describe = nn.Linear(cell_size, config.cell_width)
+        self.recognise = nn.Conv2d(config.cell_width, config.cell_width, 3, padding=1)
         self.read = nn.Linear(self.side**2 * config.cell_width, config.bridge_width)
-        self.write = nn.Linear(config.bridge_width, config.visual_tokens * hidden_size)
-        self.norm_out = nn.RMSNorm(hidden_size, eps=1e-5)
+        self.write = nn.Linear(config.bridge_width, config.visual_tokens * config.dictionary)
+        self.register_buffer("word_ids", torch.arange(config.dictionary))  # the decoder's token of each word
 
     def cells(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Feature maps → (batch, cells, cell_size), the frozen description the bridge reads."""
@@ -98,16 +105,23 @@ class Bridge(nn.Module):
         return folded.flatten(2).transpose(1, 2)
 
     def seen(self, cells: torch.Tensor) -> torch.Tensor:
-        """(batch, cells, cell_size) → (batch, cells * cell_width), the picture as the perceptron reads it."""
-        return self.describe(self.norm_in(cells)).flatten(1)
+        """(batch, cells, cell_size) → (batch, cells, cell_width), what training begins with."""
+        return self.describe(self.norm_in(cells))
 
-    def tokens(self, seen: torch.Tensor) -> torch.Tensor:
-        """(batch, cells * cell_width) → visual tokens."""
-        written = self.write(nn.functional.gelu(self.read(seen)))
-        return self.norm_out(written.unflatten(1, (-1, self.norm_out.normalized_shape[0])))
+    def recognised(self, seen: torch.Tensor) -> torch.Tensor:
+        """(batch, cells, cell_width) → (batch, cells * cell_width), the picture as the perceptron reads it."""
+        grid = seen.transpose(1, 2).unflatten(2, (self.side, self.side))
+        return (grid + nn.functional.gelu(self.recognise(grid))).flatten(1)
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        return self.tokens(self.seen(cells))
+        """(batch, cells, cell_size) → scores (batch, visual_tokens, dictionary) of the words, before the softmax."""
+        return self.words(self.seen(cells))
+
+    def words(self, seen: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+        """(batch, cells, cell_width) → scores; `dropout` is for training."""
+        inputs = nn.functional.dropout(self.recognised(seen), dropout, dropout > 0)
+        known = nn.functional.dropout(nn.functional.gelu(self.read(inputs)), dropout, dropout > 0)
+        return self.write(known).unflatten(1, self.said)
 
 
 class SmolBridgePreTrainedModel(PreTrainedModel):
@@ -146,9 +160,17 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         parts = [self.vision_tower(p) for p in pixel_values.to(memory_format=torch.channels_last).split(few)]
         return self.connector.cells([torch.cat(maps).contiguous() for maps in zip(*parts)])
 
+    def get_image_words(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (batch, 3, size, size) → probabilities (batch, visual_tokens, dictionary) of `connector.word_ids`.
+
+        In the weights' own precision even under autocast: what was read is rounded nowhere.
+        """
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            return self.connector(self.get_image_cells(pixel_values)).softmax(-1)
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures (batch, 3, size, size) → visual tokens (batch, visual_tokens, hidden)."""
-        return self.connector(self.get_image_cells(pixel_values))
+        """Pictures (batch, 3, size, size) → visual tokens (batch, visual_tokens, hidden): words in their mixture."""
+        return self.get_image_words(pixel_values) @ self.language_model.embed_tokens(self.connector.word_ids)
 
     def embed(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings (batch, length, hidden) with the visual tokens waiting in their slots; None: fill them later."""
@@ -266,7 +288,7 @@ class SmolBridgeForConditionalGeneration(SmolBridgePreTrainedModel, GenerationMi
 class SmolBridgeProcessor(ProcessorMixin):
     """Text with `<image>` marks plus pictures → `input_ids`, `attention_mask`, `mm_token_type_ids`, `pixel_values`."""
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, visual_tokens: int = 16, **kwargs):
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, visual_tokens: int = 24, **kwargs):
         self.visual_tokens = visual_tokens
         self.image_token = IMAGE_TOKEN
         super().__init__(image_processor, tokenizer, chat_template=chat_template)

@@ -22,6 +22,7 @@ from torch import nn
 
 from mmlora import checkpoint
 from mmlora.lora import gradient_norms
+from mmlora.precision import precision
 from mmlora.trainlog import Journal, TrainingError, TrainLog, trackio_reporter
 from mmlora.trainplan import Source, TrainSettings, batches, schedule
 
@@ -81,7 +82,7 @@ class _Run:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise TrainingError("nothing in this model is trainable; attach an adapter first")
-        self.accelerator = Accelerator(mixed_precision=_precision())
+        self.accelerator = Accelerator(mixed_precision=precision())
         if self.accelerator.num_processes > 1:
             raise TrainingError("training runs in one process; start it without `accelerate launch`")
         self.model = model.to(self.accelerator.device)
@@ -259,13 +260,6 @@ class _Run:
     def close(self):
         self.model.eval()
         self.journal.close()
-
-
-def _precision() -> str:
-    """Half precision on a GPU only: a CPU multiplies bfloat16 several times slower than float32."""
-    if not torch.cuda.is_available():
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _training_mode(model: nn.Module):

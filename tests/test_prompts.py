@@ -157,7 +157,7 @@ def test_every_target_of_minisqa_names_its_own_choice():
 def test_smolbridge_reads_and_ends_as_its_tokenizer_says(real_vlm):
     processor = real_vlm.processor
     sample = encode(processor, LEFT, "explanation_answer")
-    assert sample.mm_token_type_ids.sum() == processor.visual_tokens == 16
+    assert sample.mm_token_type_ids.sum() == processor.visual_tokens == 24
     assert sample.pixel_values.shape == (3, 256, 256)
     target = sample.labels[sample.labels != IGNORED]
     assert processor.tokenizer.decode(target) == TARGETS["explanation_answer"] + "<|im_end|>"

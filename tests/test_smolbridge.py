@@ -37,7 +37,7 @@ def no_gradients():
 
 
 def test_the_processor_gives_each_picture_its_slots(tiny_vlm, batch):
-    assert SmolBridgeConfig().visual_tokens == 16 and tiny_vlm.model.config.visual_tokens == 4
+    assert SmolBridgeConfig().visual_tokens == 24 and tiny_vlm.model.config.visual_tokens == 4
     assert batch["mm_token_type_ids"].sum(-1).tolist() == [4, 0, 4]
     assert torch.equal(batch["mm_token_type_ids"].bool(), batch["input_ids"] == tiny_vlm.model.config.image_token_id)
     assert batch["pixel_values"].shape == (2, 3, 128, 128)
@@ -90,6 +90,20 @@ def test_folded_norms_compute_the_same():
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
     for ours, theirs in zip(folded(pixels), expected):
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_a_visual_token_is_the_mixture_of_the_words_that_were_read(tiny_vlm, batch):
+    core = tiny_vlm.model.model
+    chances = core.get_image_words(batch["pixel_values"])
+    assert chances.shape == (2, 4, 40) and torch.allclose(chances.sum(-1), torch.ones(2, 4))
+    words = core.language_model.embed_tokens.weight[core.connector.word_ids]
+    assert torch.allclose(core.get_image_features(batch["pixel_values"]), torch.einsum("btw,wh->bth", chances, words), atol=1e-6)
+
+
+def test_what_was_read_is_not_rounded_under_autocast(tiny_vlm, batch):
+    core, expected = tiny_vlm.model.model, tiny_vlm.model.model.get_image_words(batch["pixel_values"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(core.get_image_words(batch["pixel_values"]), expected)
 
 
 def test_pictures_are_seen_alike_in_any_number(tiny_vlm):
@@ -226,7 +240,7 @@ def test_the_connector_and_the_upper_layers_learn_from_the_answer(tiny_vlm, batc
     model = copy.deepcopy(tiny_vlm.model)
     with torch.enable_grad():
         model(**batch, labels=batch["input_ids"].masked_fill(batch["mm_token_type_ids"].bool(), -100)).loss.backward()
-    for part in (model.model.connector.describe, model.model.connector.write, model.model.language_model):
+    for part in (model.model.connector.describe, model.model.connector.recognise, model.model.connector.write, model.model.language_model):
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters() if p.dim() > 1)
 
 

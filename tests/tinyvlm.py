@@ -37,8 +37,8 @@ def build() -> VLM:
         num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True,
         initializer_range=0.1,  # strong enough that every layer changes the outcome
     )
-    config = SmolBridgeConfig(text_config=text, image_size=128, cell_width=16, bridge_width=64, visual_tokens=4, entry_layer=2,
-                              image_token_id=mark)
+    config = SmolBridgeConfig(text_config=text, image_size=128, cell_width=16, bridge_width=64, visual_tokens=4, dictionary=40,
+                              entry_layer=2, image_token_id=mark)
     torch.manual_seed(0)
     model = SmolBridgeForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from mmlora.minisqa.core import Draft, skill
 from mmlora.minisqa.draw import SIZE, canvas, finish, icon, paste, shade
-from mmlora.minisqa.words import listing, spoken, with_article
+from mmlora.minisqa.words import spoken, with_article
 
 BIOLOGY = {"subject": "natural science", "topic": "biology"}
 
@@ -69,31 +69,28 @@ def animal_class(rng: random.Random) -> Draft:
     answer = rng.randrange(4)
     kind = choices[answer]
     name = rng.choice(CLASSES[kind])
-    image, side = _portrait(rng, name)
+    image = _portrait(rng, name)
     animal = spoken(name)
     solution = (
         f"The picture shows {with_article(animal)}, which has {CLASS_MARKS[kind]}. "
         f"So the {animal} is {with_article(kind)}."
     )
-    caption = (
-        f"A picture of {with_article(animal)} {side}. "
-        f"The {animal} is {with_article(kind)} and has {CLASS_MARKS[kind]}."
-    )
-    return Draft("What kind of animal is shown in the picture?", choices, answer, solution, image, caption)
+    return Draft("What kind of animal is shown in the picture?", choices, answer, solution, image, _named(animal))
 
 
-def _portrait(rng: random.Random, name: str) -> tuple[Image.Image, str]:
-    """One animal, large, anywhere on a backdrop; and where it is."""
+def _portrait(rng: random.Random, name: str) -> Image.Image:
+    """One animal, large, anywhere on a backdrop."""
     image, _ = backdrop(rng)
     size = rng.randrange(112, 193, 16)
     room = (SIZE - size) / 2
     x, y = rng.uniform(-room, room), rng.uniform(-room, room)
     paste(image, animal_picture(rng, name, size), (SIZE / 2 + x, SIZE / 2 + y))
-    across = "left" if x < -24 else "right" if x > 24 else ""
-    down = "upper" if y < -24 else "lower" if y > 24 else ""
-    place = f"{down} {across}".strip()
-    side = f"in the {place} part of the picture" if place else "in the middle of the picture"
-    return finish(rng, image), side
+    return finish(rng, image)
+
+
+def _named(animal: str) -> str:
+    """The same caption in both skills, for the picture does not say which of them it belongs to."""
+    return f"The animal is {with_article(animal)}."
 
 
 COVERINGS = {
@@ -114,48 +111,8 @@ def body_covering(rng: random.Random) -> Draft:
     choices = tuple(rng.sample(list(COVERINGS), 4))
     answer = rng.randrange(4)
     name = rng.choice(COVERINGS[choices[answer]])
-    image, side = _portrait(rng, name)
+    image = _portrait(rng, name)
     animal = spoken(name)
     covered = f"The body of {with_article(animal)} is covered with {choices[answer]}."
     solution = f"The picture shows {with_article(animal)}. {covered}"
-    caption = f"A picture of {with_article(animal)} {side}. {covered}"
-    return Draft("What covers the body of the animal in the picture?", choices, answer, solution, image, caption)
-
-
-#: What the body is adapted for -> (what shows it, animals). An animal of one row cannot do what another row says.
-MOVES = {
-    "flying": ("wings", ("eagle", "owl", "parrot", "dove", "butterfly", "bee", "bat")),
-    "living under water": ("fins or arms", ("fish", "tropical_fish", "shark", "squid", "octopus")),
-    "running on hooves": ("hooves", ("horse", "zebra", "deer", "cow", "goat", "giraffe", "camel", "sheep")),
-    "crawling on its belly": ("no legs", ("snake", "worm", "snail")),
-}
-
-
-@skill(
-    "Animal adaptations: feet and limbs", category="Adaptations", grades=(3, 6), **BIOLOGY,
-    lecture="""An adaptation is an inherited trait that helps an organism survive. Limbs are adapted to ways of moving:
-    wings to flying, fins and flippers to swimming, long legs with hooves to running on hard ground.""",
-)
-def limbs(rng: random.Random) -> Draft:
-    upright = rng.random() < 0.4
-    choices = ROWS if upright else COLUMNS
-    answer = rng.randrange(3)
-    moves = rng.sample(list(MOVES), 3)
-    names = [rng.choice(MOVES[move][1]) for move in moves]
-    size = rng.choice((72, 80))
-    image, _ = backdrop(rng)
-    for i, name in enumerate(names):
-        along = 43 + 85 * i + rng.uniform(-3, 3)
-        across = 128 + rng.uniform(-60, 60)
-        paste(image, animal_picture(rng, name, size), (across, along) if upright else (along, across))
-    animals = [with_article(spoken(name)) for name in names]
-    start, end = ("at the top", "at the bottom") if upright else ("on the left", "on the right")
-    where = (start, "in the middle", end)
-    asked, order = moves[answer], "top to bottom" if upright else "left to right"
-    solution = (
-        f"From {order}, the animals are {listing(animals)}. "
-        f"The {spoken(names[answer])} has {MOVES[asked][0]}, and it is {where[answer]}."
-    )
-    caption = f"A picture of three animals: {listing([f'{a} {w}' for a, w in zip(animals, where)])}."
-    question = f"Where is the animal that is adapted for {asked}?"
-    return Draft(question, choices, answer, solution, finish(rng, image), caption)
+    return Draft("What covers the body of the animal in the picture?", choices, answer, solution, image, _named(animal))

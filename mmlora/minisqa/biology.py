@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 import random
 
-from mmlora.minisqa.animals import BIOLOGY, COLUMNS, ROWS, backdrop
+from mmlora.minisqa.animals import BIOLOGY, COLUMNS, ROWS
 from mmlora.minisqa.core import Draft, skill
 from mmlora.minisqa.draw import COLORS, SIZE, arrow, canvas, finish, icon, label, paste, shade
-from mmlora.minisqa.words import NAMES, listing, with_article
+from mmlora.minisqa.words import NAMES, listing
 
 # --- Food chains and webs -------------------------------------------------------------------------------------
-
-#: Within a row, each is known to eat each of the others (bullfrogs eat snakes, octopuses eat sharks): only the arrows
-#: tell who eats whom.
-CHAINS = (("frog", "lizard", "snake", "spider"), ("fish", "squid", "octopus", "shark"))
 
 #: Every predator here eats every prey, and every prey eats every plant.
 PLANTS = ("clover", "corn", "rice", "seedling", "herb", "sunflower")
@@ -31,48 +27,6 @@ def _join(pen, start, end, reach, fill, width):
 
 def _ink(rng: random.Random):
     return shade(rng, COLORS[rng.choice(("red", "blue", "black", "purple", "brown", "green"))], 15)
-
-
-@skill(
-    "Interpret food chains", category="Ecological interactions", grades=(3, 6), **BIOLOGY,
-    lecture="""A food chain shows which organism eats which. Each arrow points in the direction in which matter moves:
-    from the organism that is eaten to the organism that eats it.""",
-)
-def food_chain(rng: random.Random) -> Draft:
-    first, middle, last = rng.sample(rng.choice(CHAINS), 3)
-    ends = (first, last)
-    asks_eater = rng.random() < 0.5
-    answer = rng.randrange(2)
-    # The arrows run from what is eaten to what eats it; the picture's left or top end is ends[0].
-    forward = answer == 1 if asks_eater else answer == 0
-    vertical = rng.random() < 0.4
-    size, bend = rng.choice((60, 64, 68)), rng.choice((-90, -70, -50, 50, 70, 90))
-    along = [size / 2 + 4 + rng.uniform(0, 6), SIZE / 2 + rng.uniform(-6, 6), SIZE - size / 2 - 4 - rng.uniform(0, 6)]
-    across = [SIZE / 2 - bend / 2, SIZE / 2 + bend / 2, SIZE / 2 - bend / 2 + rng.uniform(-20, 20)]
-    places = [(a, b) if vertical else (b, a) for a, b in zip(across, along)]
-    image, pen = backdrop(rng)
-    ink, width = _ink(rng), rng.randint(5, 7)
-    for start, end in ((places[0], places[1]), (places[1], places[2])):
-        if not forward:
-            start, end = end, start
-        _join(pen, start, end, size / 2 - 2, ink, width)
-    for name, place in zip((first, middle, last), places):
-        paste(image, icon(name, size), place)
-    eaten, eater = (first, last) if forward else (last, first)
-    where = ("top", "bottom") if vertical else ("left", "right")
-    if asks_eater:
-        question = f"In this food chain, which animal eats the {middle}?"
-        solution = f"The arrow from the {middle} points to the {eater}. So the animal that eats it is the {eater}."
-    else:
-        question = f"In this food chain, which animal does the {middle} eat?"
-        solution = f"The arrow that points to the {middle} comes from the {eaten}. So it eats the {eaten}."
-    direction = where[1] if forward else where[0]
-    caption = (
-        f"A food chain with {with_article(first)} at the {where[0]}, {with_article(middle)} in the middle "
-        f"and {with_article(last)} at the {where[1]}. "
-        f"The arrows point to the {direction}, from the {eaten} to the {middle} to the {eater}."
-    )
-    return Draft(question, ends, answer, solution, finish(rng, image), caption)
 
 
 @skill(
@@ -113,9 +67,8 @@ def food_web(rng: random.Random) -> Draft:
         question, choices = f"In this food web, which animal does the {predators[line]} eat?", tuple(prey)
         solution = f"{where} So it eats the {prey[line]}."
     side = (("left", "right"), ("top", "bottom"))[upright][turned]
-    pairs = [f"the {eater} eats the {eaten}" for eaten, eater in zip(prey, predators)]
-    order = "left to right" if upright else "top to bottom"
-    caption = f"A food web. The {plant} at the {side} feeds three animals. From {order}, {listing(pairs)}."
+    pairs = [f"{eater} eats {eaten}" for eaten, eater in zip(prey, predators)]
+    caption = f"A food web: {listing(pairs)}, {plant} at the {side}."
     return Draft(question, choices, line, solution, finish(rng, image), caption)
 
 
@@ -177,8 +130,7 @@ def punnett_square(rng: random.Random) -> Draft:
         f"So the probability of {asked} flowers is {count}/4."
     )
     caption = (
-        f"A Punnett square with four boxes: {box_colors[0]} and {box_colors[1]} flowers in the top row, "
-        f"{box_colors[2]} and {box_colors[3]} flowers in the bottom row."
+        f"A square of four flowers: {box_colors[0]} and {box_colors[1]} above, {box_colors[2]} and {box_colors[3]} below."
     )
     question = f"What is the probability that a plant produced by this cross will have {asked} flowers?"
     return Draft(question, tuple(f"{n}/4" for n in range(5)), count, solution, finish(rng, image), caption)
@@ -213,41 +165,3 @@ def traits(rng: random.Random) -> Draft:
         question = f"Which of {person}'s traits is acquired?"
         solution = f"Nobody is born with {choices[0]}: it comes during life. So the acquired trait is {choices[0]}."
     return Draft(question, choices, 0, solution)
-
-
-GENERA = {
-    "Ardea": {"gray heron": "cinerea", "great egret": "alba", "great blue heron": "herodias"},
-    "Panthera": {"lion": "leo", "tiger": "tigris", "jaguar": "onca", "leopard": "pardus"},
-    "Lynx": {"Eurasian lynx": "lynx", "bobcat": "rufus", "Canada lynx": "canadensis"},
-    "Canis": {"gray wolf": "lupus", "coyote": "latrans", "golden jackal": "aureus"},
-    "Vulpes": {"red fox": "vulpes", "Arctic fox": "lagopus", "fennec fox": "zerda"},
-    "Ursus": {"brown bear": "arctos", "black bear": "americanus", "polar bear": "maritimus"},
-    "Falco": {"peregrine falcon": "peregrinus", "common kestrel": "tinnunculus", "merlin": "columbarius"},
-    "Pelecanus": {"brown pelican": "occidentalis", "white pelican": "onocrotalus", "Dalmatian pelican": "crispus"},
-    "Sciurus": {"red squirrel": "vulgaris", "gray squirrel": "carolinensis", "fox squirrel": "niger"},
-    "Acer": {"red maple": "rubrum", "sugar maple": "saccharum", "Japanese maple": "palmatum"},
-    "Quercus": {"English oak": "robur", "white oak": "alba", "cork oak": "suber"},
-    "Pinus": {"white pine": "strobus", "Scots pine": "sylvestris", "ponderosa pine": "ponderosa"},
-    "Equus": {"plains zebra": "quagga", "mountain zebra": "zebra", "Grevy's zebra": "grevyi"},
-    "Haliaeetus": {"bald eagle": "leucocephalus", "white-tailed eagle": "albicilla"},
-    "Strix": {"tawny owl": "aluco", "barred owl": "varia", "great gray owl": "nebulosa"},
-    "Crocodylus": {"Nile crocodile": "niloticus", "saltwater crocodile": "porosus", "American crocodile": "acutus"},
-    "Danaus": {"monarch butterfly": "plexippus", "queen butterfly": "gilippus", "plain tiger butterfly": "chrysippus"},
-    "Rana": {"common frog": "temporaria", "moor frog": "arvalis", "agile frog": "dalmatina"},
-}
-
-
-@skill(
-    "Use scientific names to classify organisms", category="Classification", grades=(5, 9), **BIOLOGY,
-    lecture="""A scientific name has two words. The first is the organism's genus, the second tells it from the other
-    species of that genus. Organisms of the same genus share the first word.""",
-)
-def scientific_names(rng: random.Random) -> Draft:
-    genus, *others = rng.sample(list(GENERA), 4)
-    organism, mate = rng.sample(list(GENERA[genus]), 2)
-    choices = (f"{genus} {GENERA[genus][mate]}", *(f"{g} {rng.choice(list(GENERA[g].values()))}" for g in others))
-    name = f"{genus} {GENERA[genus][organism]}"
-    hint = f"The scientific name of the {organism} is {name}."
-    question = f"Which organism is in the same genus as the {organism}?"
-    solution = f"The first word of {name} is the genus {genus}. It is the same in {choices[0]}."
-    return Draft(question, choices, 0, solution, hint=hint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 
 from PIL import ImageDraw
 
@@ -46,7 +45,7 @@ def _beaker(rng: random.Random, draw: ImageDraw.ImageDraw, box, level: float, wa
 def _particle_counts(rng: random.Random, answer: int) -> tuple[list[int], list[int]]:
     """Counts and volumes (in halves of a beaker) of two solutions whose comparison has this answer (2: equal)."""
     if rng.random() < 0.7:
-        few = rng.randint(2, 5)
+        few = rng.randint(2, 4)
         volumes = [rng.choice((1, 2))] * 2
         counts = [few, few]
         if answer < 2:
@@ -94,12 +93,11 @@ def concentrations(rng: random.Random) -> Draft:
     else:
         why = (f"{choices[answer]} has {counts[answer]} {color} particles in half the volume, the other has "
                f"{counts[1 - answer]}. So the higher concentration is in {choices[answer]}.")
-    heights = ["half full" if v == 1 else "full" for v in volumes]
+    heights = ["half" if v == 1 else "full" for v in volumes]
     return Draft(
         question=f"Which solution has a higher concentration of {color} particles?", choices=choices, answer=answer,
         image=finish(rng, image), solution=why,
-        caption=f"Solution A on the left is {heights[0]} and has {counts[0]} {color} particles. Solution B on the "
-                f"right is {heights[1]} and has {counts[1]} {color} particles.",
+        caption=f"{counts[0]} {color} particles in Solution A, {heights[0]}. {counts[1]} in Solution B, {heights[1]}.",
     )
 
 
@@ -161,10 +159,10 @@ def states_of_matter(rng: random.Random) -> Draft:
     if several:
         right = choices[answer]
         solution = f"In {right} the particles are {ORDER[state]}. That is a {state}, so the answer is {right}."
-        caption = " ".join(f"Sample {'ABC'[i]} is a {s}, its particles {ORDER[s]}." for i, s in enumerate(shown))
+        caption = f"Sample A is a {shown[0]}, Sample B is a {shown[1]}, Sample C is a {shown[2]}."
     else:
         solution = f"The {color} particles are {ORDER[state]}. Particles in this arrangement form a {state}."
-        caption = f"One container with {color} particles. They are {ORDER[state]}, as in a {state}."
+        caption = f"One container with {color} particles, {ORDER[state]}."
     return Draft(question, choices, answer, solution, finish(rng, image), caption)
 
 
@@ -196,6 +194,11 @@ def _sharing(rng: random.Random, shared: str, others: list[str]) -> list[str]:
             return names
 
 
+def _common(names: list[str]) -> list[str]:
+    """The properties that each of these icons surely has."""
+    return [p for p in PROPERTIES if all(p in OBJECTS[name][0].split() for name in names)]
+
+
 @skill(
     "Compare properties of objects", **CHEMISTRY, category="Materials", grades=(1, 4), weight=1.2,
     lecture="""An object has properties that can be seen, felt or tasted: it can be soft or hard, sweet, see-through,
@@ -218,7 +221,7 @@ def shared_property(rng: random.Random) -> Draft:
         image=finish(rng, image),
         solution=f"The objects are {listed}. Each one of them is {choices[answer]}, so the property they share is "
                  f"{choices[answer]}.",
-        caption=f"Three objects, read from top to bottom and left to right: {listed}. All three are {choices[answer]}.",
+        caption=f"Three objects, all {' and '.join(_common(names))}: {', '.join(names).replace('_', ' ')}.",
     )
 
 
@@ -260,46 +263,4 @@ def kinds_of_change(rng: random.Random) -> Draft:
         question=f"{rng.choice(NAMES)} gives {event} as an example in class. What kind of change is it?",
         choices=("a physical change", "a chemical change"), answer=answer,
         solution=f"Think of {event}. {why}, so it is {kind}.",
-    )
-
-
-ELEMENTS = {
-    "oxygen": "O2", "nitrogen": "N2", "hydrogen": "H2", "chlorine": "Cl2", "bromine": "Br2", "iodine": "I2",
-    "ozone": "O3", "iron": "Fe",
-    "gold": "Au", "silver": "Ag", "copper": "Cu", "zinc": "Zn", "lead": "Pb", "tin": "Sn", "nickel": "Ni",
-    "sodium": "Na", "calcium": "Ca", "silicon": "Si", "helium": "He", "neon": "Ne", "argon": "Ar", "titanium": "Ti",
-    "sulfur": "S8", "phosphorus": "P4", "fluorine": "F2", "barium": "Ba", "krypton": "Kr", "magnesium": "Mg",
-}  # fmt: skip
-COMPOUNDS = {
-    "water": "H2O", "carbon dioxide": "CO2", "table salt": "NaCl", "methane": "CH4", "ammonia": "NH3",
-    "glucose": "C6H12O6",
-    "ethanol": "C2H6O", "rust": "Fe2O3", "quartz": "SiO2", "propane": "C3H8", "baking soda": "NaHCO3",
-    "calcite": "CaCO3",
-    "hydrogen peroxide": "H2O2", "sulfur dioxide": "SO2", "carbon monoxide": "CO", "silver chloride": "AgCl",
-    "benzene": "C6H6",
-    "zinc oxide": "ZnO", "copper sulfide": "CuS", "butane": "C4H10", "magnesium oxide": "MgO", "acetylene": "C2H2",
-    "hydrogen chloride": "HCl", "potassium bromide": "KBr", "lithium fluoride": "LiF", "pyrite": "FeS2",
-    "urea": "CH4N2O", "laughing gas": "N2O",
-}  # fmt: skip
-
-
-@skill(
-    "Identify elementary substances and compounds using chemical formulas", **CHEMISTRY, category="Atoms and molecules",
-    grades=(8, 12),
-    lecture="""A chemical formula names the elements of a substance by their symbols; each symbol begins with a capital
-    letter. An elementary substance has one element in its formula, a compound has two or more.""",
-)
-def elements_and_compounds(rng: random.Random) -> Draft:
-    answer = rng.randrange(2)
-    name, formula = rng.choice(list((ELEMENTS, COMPOUNDS)[answer].items()))
-    symbols = list(dict.fromkeys(re.findall("[A-Z][a-z]?", formula)))
-    choices = ("an elementary substance", "a compound")
-    found = f"only one symbol, {symbols[0]}"
-    if answer == 1:
-        found = f"{len(symbols)} symbols, {', '.join(symbols[:-1])} and {symbols[-1]}"
-    return Draft(
-        question=f"What kind of substance is {name}?", choices=choices, answer=answer,
-        hint=f"{rng.choice(NAMES)} looks up {name}. Its chemical formula is {formula}.",
-        solution=f"The formula {formula} has {found}. With {('one element', 'several elements')[answer]}, "
-                 f"{name} is {choices[answer]}.",
     )

@@ -6,7 +6,7 @@ import random
 
 from mmlora.minisqa.core import Draft, skill
 from mmlora.minisqa.draw import canvas, finish, icon, paste, shade
-from mmlora.minisqa.words import NAMES, capital, listing
+from mmlora.minisqa.words import NAMES
 
 ECONOMICS = {"subject": "social science", "topic": "economics", "category": "Basic economic principles"}
 
@@ -65,8 +65,7 @@ def trade(rng: random.Random) -> Draft:
     for tray in trays:
         rng.shuffle(tray)
     return Draft(question, choices, answer, solution, _trays(rng, trays),
-                 f"Two trays with food. The left tray holds {listing(trays[0])}. "
-                 f"The right tray holds {listing(trays[1])}.",
+                 f"Left tray: {', '.join(map(_bare, trays[0]))}. Right tray: {', '.join(map(_bare, trays[1]))}.",
                  f"{left} has the left tray and {right} has the right tray.")
 
 
@@ -99,38 +98,6 @@ def goods_and_services(rng: random.Random) -> Draft:
         choices = (rng.choice(GOODS), *rng.sample(SERVICES, 2))
         question, why = "Which of these is a good?", "A good is a thing that you can touch or hold"
     return Draft(question, choices, 0, f"{why}. The only one here is {choices[0]}.")
-
-
-#: Two things to choose between, and the verb.
-OPTIONS = (
-    ("see", "the lions", "the seals"), ("ride", "the roller coaster", "the carousel"),
-    ("watch", "the circus", "the parade"), ("visit", "the castle", "the museum"), ("order", "the pizza", "the soup"),
-    ("plant", "the roses", "the beans"), ("buy", "the kite", "the puzzle"),
-    ("join", "the chess club", "the drama club"), ("bake", "the pie", "the cookies"), ("take", "the boat", "the bus"),
-    ("play", "the board game", "the card game"), ("rent", "the canoe", "the bicycle"),
-)  # fmt: skip
-PRICES = (
-    ("costs more money", "spending more money", "saving money"),
-    ("takes more time", "spending more time", "saving time"), ("needs more work", "doing more work", "saving work"),
-)  # fmt: skip
-
-
-@skill(
-    "Costs and benefits", **ECONOMICS, grades=(4, 8), weight=0.8,
-    lecture="""Costs are the bad things about a choice and benefits are the good things about it. Before you decide,
-    think about what you give up and what you gain.""",
-)
-def costs_and_benefits(rng: random.Random) -> Draft:
-    name, (verb, *pair), (price, more, less) = rng.choice(NAMES), rng.choice(OPTIONS), rng.choice(PRICES)
-    liked, other = rng.sample(pair, 2)
-    choices = (more, "having more fun", "having less fun", less)
-    answer = rng.randrange(4)
-    word, chosen = ("cost", "benefit", "cost", "benefit")[answer], (liked, liked, other, other)[answer]
-    return Draft(
-        f"{name} decides to {verb} {chosen}. What is a {word} of this choice?", choices, answer,
-        f"{capital(liked)} would be more fun, but that {price}. For {chosen}, a {word} is {choices[answer]}.",
-        hint=f"{name} can {verb} {pair[0]} or {pair[1]}. {name} likes {liked} more, but that {price}.",
-    )
 
 
 SOLD = (

@@ -46,7 +46,7 @@ def _sentence_of_kind(rng: random.Random, kind: str) -> str:
 
 
 @skill(
-    "Is the sentence declarative, interrogative, imperative, or exclamatory?", **SENTENCES, grades=(2, 6), weight=1.4,
+    "Is the sentence declarative, interrogative, imperative, or exclamatory?", **SENTENCES, grades=(2, 6), weight=1.8,
     lecture="""A declarative sentence makes a statement and ends with a period. An interrogative sentence asks a
     question. An imperative sentence makes a request or a demand, and its subject is often left out. An exclamatory
     sentence is like a statement, but shows surprise or strong feeling, and it ends with an exclamation point.""",
@@ -60,7 +60,7 @@ def kind_of_sentence(rng: random.Random) -> Draft:
 
 
 @skill(
-    "Is the sentence simple, compound, or complex?", **SENTENCES, grades=(6, 10), weight=1.4,
+    "Is the sentence simple, compound, or complex?", **SENTENCES, grades=(6, 10), weight=1.8,
     lecture="""A simple sentence has one clause. A compound sentence joins two independent clauses with a
     conjunction such as and, but, or, so. A complex sentence has an independent clause and a dependent clause, which
     begins with a word such as because, when, although or after.""",
@@ -88,38 +88,8 @@ def structure_of_sentence(rng: random.Random) -> Draft:
 
 
 @skill(
-    "Identify sentence fragments and run-on sentences", **SENTENCES, grades=(4, 8), weight=1.4,
-    lecture="""A complete sentence has a subject and a verb and expresses a whole thought. A fragment lacks one of
-    them. A run-on sentence puts two complete sentences together without a conjunction or the punctuation that they
-    need.""",
-)
-def fragments(rng: random.Random) -> Draft:
-    (a, b), (x, y) = _two(rng)
-    place = rng.choice(PLACES)
-    choices = ("a complete sentence", "a fragment", "a run-on")
-    answer = rng.randrange(3)
-    first, second = _clause(rng, a, x), _clause(rng, b, y)
-    if answer == 0:
-        sentence, why = rng.choice((
-            (f"{first} {place}.", f'It has one subject, "{a}", and one verb, "{x[2]}"'),
-            (f"{first}, and {second}.", f'The word "and" joins "{a} {x[2]}" and "{b} {y[2]}"'),
-        ))
-    elif answer == 1:
-        sentence, why = rng.choice((
-            (f"{capital(x[2])} {x[3]} {place}.", f'It does not say who {x[2]} {x[3]}'),
-            (f"{capital(x[3])} {place}.", f'It does not say what happened to {x[3]}'),
-            (f"Because {first} {place}.", 'It begins with "Because" and the result is missing'),
-        ))
-    else:
-        sentence = f"{first}{rng.choice(('', ','))} {second}."
-        why = f'Nothing joins "{a} {x[2]}" and "{b} {y[2]}"'
-    return Draft(f"What kind of word group is this? {sentence}", choices, answer,
-                 f"{why}, so it is {choices[answer]}.")
-
-
-@skill(
     "Identify the verb tense", subject="language science", topic="verbs", category="Verb tense",
-    grades=(2, 5), weight=1.4,
+    grades=(2, 5), weight=1.8,
     lecture="""Present tense verbs tell you about something that is happening now. Past tense verbs tell you about
     something that has already happened; many end in -ed. Future tense verbs tell you about something that is going
     to happen and use will.""",
@@ -132,32 +102,3 @@ def verb_tense(rng: random.Random) -> Draft:
     answer = rng.randrange(3)
     return Draft(f"Which tense does the sentence use? {who} {verbs[answer]} {thing} {place}.", choices, answer,
                  f'The verb "{verbs[answer]}" {facts[answer]}, so the sentence is in the {choices[answer]}.')
-
-
-TITLES = ("Aunt", "Uncle", "Grandma", "Grandpa", "Cousin", "Doctor", "Captain", "Coach", "Sister")
-CLOSINGS = (
-    "Your friend", "Your cousin", "Your neighbor", "Your student", "Your teammate", "Yours truly", "Yours always",
-    "Best wishes", "Best regards", "Many thanks", "Many hugs", "Warm wishes", "Warm regards", "Kind regards",
-)  # fmt: skip
-
-
-@skill(
-    "Greetings and closings: capitalization", subject="language science", topic="capitalization", category="Formatting",
-    grades=(1, 5), weight=1.4,
-    lecture="""The first word of a greeting or a closing is capitalized, and so is every name. In a greeting all
-    main words are capitalized: Dear Aunt Rosa. In a closing only the first word is: Your friend.""",
-)
-def letters(rng: random.Random) -> Draft:
-    name = rng.choice(NAMES)
-    if rng.random() < 0.5:
-        title, start = rng.choice(TITLES), rng.choice(("Dear", "Hello", "Hi"))
-        choices = (f"{start} {title} {name},", f"{start.lower()} {title} {name},",
-                   f"{start} {title.lower()} {name.lower()},")  # fmt: skip
-        return Draft("Which greeting is correctly written for a letter?", choices, 0,
-                     f'"{start}", "{title}" and "{name}" all need a capital letter. '
-                     f"The correct greeting is: {choices[0]}")
-    first, second = rng.choice(CLOSINGS).split()
-    choices = (f"{first} {second}, {name}", f"{first} {capital(second)}, {name}", f"{first.lower()} {second}, {name}")
-    return Draft("Which closing is correctly written for a letter?", choices, 0,
-                 f'"{first}" and "{name}" need a capital letter, "{second}" does not. '
-                 f"The correct closing is: {choices[0]}")

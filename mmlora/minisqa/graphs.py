@@ -76,7 +76,7 @@ def bar_graphs(rng: random.Random) -> Draft:
     facts = listing([f"{color} {value}" for color, value in zip(colors, values)])
     seen = f"From left to right the bars are {facts}."
     return Draft(question, choices, answer, f"{seen} {last}", _bars(rng, colors, values),
-                 f"A bar graph with {len(colors)} colored bars on a scale from 0 to {TOP}. {seen}")
+                 f"{len(colors)} bars: {facts}.")
 
 
 def _lines(rng: random.Random, colors: list[str], ends: list[tuple[int, int]]):
@@ -131,40 +131,6 @@ def line_graphs(rng: random.Random) -> Draft:
         question = f"The lines show the {measured} in two towns. In which town was it {word} {when}?"
         last = f"The {word} one {when} is {colors[who]}."
         shown = f"{capital(when)} {colors[0]} is at {asked[0]} and {colors[1]} is at {asked[1]}."
-    facts = [f"The {color} line starts at {start} and ends at {end}." for color, (start, end) in zip(colors, ends)]
+    facts = [f"{color} from {start} to {end}" for color, (start, end) in zip(colors, ends)]
     return Draft(question, choices, answer, f"{shown} {last}", _lines(rng, colors, ends),
-                 f"A line graph with two lines on a scale from 0 to {TOP}. {' '.join(sorted(facts))}")
-
-
-PIECES = (
-    "cars in a street", "balloons at a party", "shirts in a shop", "boats in a harbor", "fish in a tank",
-    "hats in a school",
-)  # fmt: skip
-
-
-@skill(
-    "Interpret pie charts", **GRAPHS, grades=(5, 9),
-    lecture="""A pie chart shows the parts of a whole. The larger the slice, the larger its share of the whole.""",
-)
-def pie_charts(rng: random.Random) -> Draft:
-    shares = list(rng.choice(((6, 3, 1), (5, 3, 2), (7, 2, 1), (4, 3, 2, 1))))
-    colors = rng.sample(CLEAR, len(shares))
-    largest = rng.random() < 0.5
-    answer = rng.randrange(len(colors))
-    by_size = [colors[answer], *rng.sample([c for c in colors if c != colors[answer]], len(colors) - 1)]
-    by_size = by_size if largest else by_size[::-1]
-    image, draw = canvas(rng)
-    radius, angle = rng.randint(84, 108), rng.uniform(0, 360)
-    x, y = (rng.randint(radius + 10, SIZE - radius - 10) for _ in range(2))
-    slices = list(zip(by_size, shares))
-    rng.shuffle(slices)
-    for color, share in slices:
-        draw.pieslice((x - radius, y - radius, x + radius, y + radius), angle, angle + 36 * share,
-                      fill=shade(rng, COLORS[color]), outline=(250, 250, 250), width=2)
-        angle += 36 * share
-    common, size = ("most", "largest") if largest else ("least", "smallest")
-    question = f"The pie chart shows the colors of the {rng.choice(PIECES)}. Which color is {common} common?"
-    seen = f"From largest to smallest the slices are {listing(by_size)}."
-    percents = listing([f"{10 * share} percent" for share in shares])
-    return Draft(question, tuple(colors), answer, f"{seen} The {size} is {colors[answer]}.", finish(rng, image),
-                 f"A pie chart with {len(colors)} colored slices. {seen} Their shares are {percents}.")
+                 f"Two lines: {listing(sorted(facts))}.")

@@ -29,7 +29,7 @@ LETTERS = sorted({word[0] for word in WORDS})
 
 
 @skill(
-    "Use guide words", **REFERENCE, grades=(3, 7), weight=1.4,
+    "Use guide words", **REFERENCE, grades=(3, 7), weight=1.8,
     lecture="""Guide words appear on each page of a dictionary. They tell you the first word and the last word on
     the page. The other words on the page come between the guide words in alphabetical order. Compare the first
     letters.""",
@@ -48,20 +48,6 @@ def guide_words(rng: random.Random) -> Draft:
         f"Between {first} and {last} come the letters {listing(between)}. One word begins with {inside}: {choices[0]}.")
 
 
-@skill(
-    "Order words alphabetically", **REFERENCE, grades=(1, 4), weight=1.4,
-    lecture="""To put words in alphabetical order, look at their first letters. The word whose first letter comes
-    first in the alphabet is the first one.""",
-)
-def alphabetical(rng: random.Random) -> Draft:
-    letters = sorted(rng.sample(LETTERS, 3))
-    words = tuple(rng.choice(_starting(x)) for x in letters)
-    which, answer = rng.choice((("first", 0), ("last", 2)))
-    return Draft(f"Which word comes {which} in alphabetical order?", words, answer,
-                 f"In alphabetical order the first letters are {listing(letters)}. "
-                 f"The {which} one is {letters[answer]}, as in {words[answer]}.")
-
-
 FAMILIES = {
     "at": "cat hat bat rat mat", "ing": "king ring wing swing sing", "ell": "bell shell well smell yell",
     "ake": "cake lake snake rake wake", "ight": "light night right knight fight", "og": "dog frog log fog hog",
@@ -76,7 +62,7 @@ FAMILIES = {ending: words.split() for ending, words in FAMILIES.items()}
 
 @skill(
     "Which words rhyme?", subject="language science", topic="phonological-awareness", category="Rhyming",
-    grades=(1, 2), weight=1.4,
+    grades=(1, 2), weight=1.8,
     lecture="""Words rhyme when they end with the same sound. Rhyming words often have the same last letters, as in
     pin and fin.""",
 )
@@ -157,7 +143,7 @@ FIGURES = {"simile": _simile, "metaphor": _metaphor, "personification": _personi
 
 @skill(
     "Identify figures of speech", subject="language science", topic="literary-devices", category="Figurative language",
-    grades=(6, 12), weight=1.4,
+    grades=(6, 12), weight=1.8,
     lecture="""Figures of speech are words that go beyond their usual meaning. A simile compares with like or as. A
     metaphor says that one thing is another. Personification makes a thing act like a person. Hyperbole exaggerates.
     Alliteration repeats the first sound of words.""",
@@ -221,7 +207,7 @@ CLUES = (
 
 @skill(
     "Use context clues to find the meaning of a word", subject="language science", topic="vocabulary",
-    category="Word meaning", grades=(4, 9), weight=1.4,
+    category="Word meaning", grades=(4, 9), weight=1.8,
     lecture="""When you do not know a word, look at the words and sentences around it. They often show what it
     means. These hints are called context clues.""",
 )
