@@ -32,8 +32,8 @@ SIZES = {"train": 2000, "test": 400}  # large enough to rank recipes five points
 
 
 def main(
-    name: str, format: str = "explanation_answer", method: str = "generate", rank: int = 16, lr: float = 1e-3,
-    first_layer: Annotated[int, typer.Option(help="LoRA begins here")] = 20,
+    name: str, format: str = "explanation_answer", method: str = "generate", rank: int = 16, lr: float = 2e-3,
+    first_layer: Annotated[int, typer.Option(help="LoRA begins here")] = 15,
     bridge: Annotated[Path, typer.Option(help="aligned bridge")] = BRIDGE,
     entry: Annotated[int, typer.Option(help="decoder layer that the visual tokens enter at")] = 0,
     batch_size: int = 8, minutes: float = 5.0, seed: int = 0,

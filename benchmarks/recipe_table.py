@@ -10,20 +10,20 @@ from mmlora.report import UNMEASURED, render_readme
 
 #: The rows that were asked for: name of the file in results/recipe/ → how it differs from the shipped recipe.
 ROWS = {
-    "shipped": "explanation then answer, 24 tokens entering at layer 0, LoRA from layer 20, rank 16, rate 1e-3, batch 8",
+    "shipped": "explanation then answer, 24 tokens entering at layer 0, LoRA from layer 15, rank 16, rate 2e-3, batch 8",
     "answer-only": "answer alone, scored by likelihood",
     "answer-explanation": "answer, then explanation; scored by likelihood",
     "lora-0": "LoRA from layer 0: nothing of the decoder is cached",
     "lora-10": "LoRA from layer 10",
-    "lora-15": "LoRA from layer 15",
+    "lora-20": "LoRA from layer 20",
     "lora-25": "LoRA from layer 25",
     "entry-10": "tokens enter and LoRA begins at layer 10",
     "entry-15": "tokens enter and LoRA begins at layer 15",
     "entry-20": "tokens enter and LoRA begins at layer 20",
     "rank-4": "rank 4",
     "rank-64": "rank 64",
-    "rate-3e-4": "learning rate 3e-4",
-    "rate-3e-3": "learning rate 3e-3",
+    "rate-1e-3": "learning rate 1e-3",
+    "rate-4e-3": "learning rate 4e-3",
     "batch-4": "batch of 4",
     "batch-16": "batch of 16",
 }

@@ -64,8 +64,7 @@ def look(vlm, pictures: Iterable, count: int, file: Path) -> np.ndarray:
     for part in _parts(islice(pictures, basis)):
         first[at : at + len(part)], at = _cells(vlm, part), at + len(part)
     whiten(connector, first)
-    for start in range(0, basis, 64):
-        aside[start : start + 64] = connector.seen(first[start : start + 64].float()).numpy()
+    aside[:basis] = torch.cat([connector.seen(part.float()) for part in first.split(64)]).numpy()
     for part in _parts(pictures):
         aside[at : at + len(part)], at = connector.seen(_cells(vlm, part)).numpy(), at + len(part)
     aside.flush()
@@ -196,13 +195,13 @@ def align(
     connector = vlm.model.model.connector
     connector.describe.load_state_dict(load_file(work / f"pictures-{seed}-{pictures}" / "describe.safetensors"))
     connector.word_ids.copy_(words)
-    epochs = read(connector, seen, spelled, settings)
+    log = read(connector, seen, spelled, settings)
     right = read_right(say(connector, seen[: settings.held_out]), spelled[: settings.held_out], skills[: settings.held_out])
     out.mkdir(parents=True, exist_ok=True)
     halves = {n: t if n == "word_ids" else t.half() for n, t in connector.state_dict().items()}
     save_file({f"connector.{name}": t.contiguous() for name, t in halves.items()}, out / "bridge.safetensors")
     facts = {"pictures": pictures, "seed": seed, "visual_tokens": spelled.shape[1], "dictionary": len(words), **asdict(settings)}
-    (out / "align.json").write_text(json.dumps({**facts, "epochs": epochs, "captions_read_right": right}, indent=1) + "\n")
+    (out / "align.json").write_text(json.dumps({**facts, "log": log, "captions_read_right": right}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

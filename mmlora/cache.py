@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
 from mmlora.loss import IGNORED, supervised_loss
+from mmlora.memory import give_back
 from mmlora.models import VLM
 from mmlora.precision import mixed
 from mmlora.prompts import Format, Sample, encode
@@ -243,6 +244,7 @@ def _fill(model, samples: Samples, first: int, folder: Path, key: str) -> None:
                 labels[start : start + length] = batch["labels"][row, :length]
                 slots[start : start + length] = batch["mm_token_type_ids"][row, :length]
             bar.update(len(chosen))
+            give_back()
     np.savez(folder / "tokens.npz", labels=labels, slots=slots)
     manifest = {"key": key, "boundary": first, "width": width, "ids": samples.ids, "lengths": samples.lengths}
     (folder / "manifest.json").write_text(json.dumps(manifest))

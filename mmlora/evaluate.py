@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
+from mmlora.memory import give_back
 from mmlora.models import VLM
 from mmlora.precision import mixed
 from mmlora.prompts import IGNORED, Sample, encode_prompt, encode_texts, parse_answer, target_text
@@ -67,6 +68,7 @@ def evaluate(
                 found = _choose(vlm, batch, method)
             answers |= {i: _prediction(problems[i], orders[i], *answer) for i, answer in zip(rows, found)}
             bar.update(len(rows))
+            give_back()  # a KV cache grows by copying: each length leaves a hole behind
     if cut:
         warnings.warn(f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
                       stacklevel=2)

@@ -29,8 +29,8 @@ class RunError(MMLoraError):
 class Budget:
     """How a wall-clock budget is spent, and the clock that watches it. All sizes follow from `minutes`.
 
-    A shorter run trains on proportionally fewer problems (each costs a fixed prefix to cache) and scores fewer (each is
-    answered three times), so that the same share of its time is left for training; an hour has MiniSQA's own sizes.
+    A shorter run trains on fewer problems (each costs a fixed prefix to cache) and scores proportionally fewer (each is
+    answered three times), so that most of its time is left for training; an hour has MiniSQA's own sizes.
     """
 
     minutes: float
@@ -39,7 +39,7 @@ class Budget:
 
     @property
     def train_problems(self) -> int:
-        return max(64, min(4000, round(4000 * self.minutes / 60)))
+        return max(64, min(4000, round(120 * self.minutes)))
 
     @property
     def test_problems(self) -> int:

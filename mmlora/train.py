@@ -22,6 +22,7 @@ from torch import nn
 
 from mmlora import checkpoint
 from mmlora.lora import gradient_norms
+from mmlora.memory import give_back
 from mmlora.precision import precision
 from mmlora.trainlog import Journal, TrainingError, TrainLog, trackio_reporter
 from mmlora.trainplan import Source, TrainSettings, batches, schedule
@@ -147,6 +148,8 @@ class _Run:
             "step": place.step, "seconds": round(self.seconds(), 3), "loss": loss, "learning_rate": rate,
             "samples": place.samples, "tokens": place.tokens, "gradient_norm": norm,
         }
+        if place.step % 16 == 0:
+            give_back()  # batches differ in length, and what was freed for one does not fit the next
         if by_tower:
             record["gradient_norm_by_tower"] = by_tower
             norms = ", ".join(f"{tower} {value:.3g}" for tower, value in by_tower.items())
@@ -259,6 +262,7 @@ class _Run:
 
     def close(self):
         self.model.eval()
+        give_back()
         self.journal.close()
 
 

@@ -96,8 +96,8 @@ def aligned(tiny_vlm, tmp_path, monkeypatch):
 def test_the_bridge_learns_to_read_and_what_was_learned_ships(aligned):
     folder, vlm, seen, captions = aligned
     facts = json.loads((folder / "out" / "align.json").read_text())
-    assert facts["captions_read_right"] == {"squares": [100, 100]} and len(facts["epochs"]) == 30
-    assert facts["epochs"][-1]["held_out_loss"] < 0.1 < facts["epochs"][0]["held_out_loss"]
+    assert facts["captions_read_right"] == {"squares": [100, 100]} and len(facts["log"]) == 30
+    assert facts["log"][-1]["held_out_loss"] < 0.1 < facts["log"][0]["held_out_loss"]
     shipped = models._connector(folder / "out" / "bridge.safetensors")
     sizes = models._sizes(shipped)
     assert sizes == {"cell_width": 16, "bridge_width": 64, "dictionary": facts["dictionary"],

@@ -92,7 +92,7 @@ def test_each_sample_gets_its_own_states(samples, adapted, tmp_path):
         plain = [samples.loss(model, [i])[0].item() for i in ALL]
         assert cached.loss(model, ALL)[0].item() == pytest.approx(sum(one_by_one), rel=1e-4)
     assert one_by_one == pytest.approx(plain, rel=2e-3)
-    assert min(abs(a - b) for a in plain for b in plain if a != b) > 0.01 * max(plain)
+    assert min(abs(a - b) for a in plain for b in plain if a != b) > 0.003 * max(plain)
 
 
 def test_a_prefix_is_stored_in_half_precision_and_no_padding(samples, adapted, tmp_path):
