@@ -26,6 +26,7 @@ from mmlora.precision import mixed
 from mmlora.prompts import Format, Sample, encode
 from mmlora.scienceqa import Problem
 
+STRIDE = 16  # tokens; the batches' lengths are multiples of it
 BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
 FILES = ("hidden.f16", "tokens.npz", "manifest.json")
 
@@ -171,14 +172,23 @@ class PrefixCache:
         return [tensor[self.starts[i] : self.starts[i + 1]] for i in indices]
 
     def batch(self, model, indices: list[int]) -> tuple[torch.Tensor, ...]:
-        """Right-padded `hidden` (batch, longest, width) in the model's dtype, `slots`, `mask`, `labels` (batch, longest)."""
+        """Right-padded `hidden` (batch, length, width) in the model's dtype, `slots`, `mask`, `labels` (batch, length).
+
+        `length` is a multiple of `STRIDE`, so that few sizes of tensors occur and the memory of one step fits the next.
+        """
         parameter = next(model.parameters())
         rows = [torch.from_numpy(np.asarray(r, dtype=np.float32)) for r in self._rows(self.hidden, indices)]
-        hidden = pad_sequence(rows, batch_first=True).to(parameter.device, parameter.dtype)
-        slots = pad_sequence(self._rows(self.slots, indices), batch_first=True)
-        mask = pad_sequence([torch.ones(len(r), dtype=torch.long) for r in rows], batch_first=True)
-        labels = pad_sequence(self._rows(self.labels, indices), batch_first=True, padding_value=IGNORED)
-        return hidden, *(t.to(parameter.device) for t in (slots, mask, labels))
+        length = -max(map(len, rows)) // STRIDE * -STRIDE
+
+        def pad(tensors, value=0):
+            filled = tensors[0].new_full((len(tensors), length, *tensors[0].shape[1:]), value)
+            for row, tensor in zip(filled, tensors):
+                row[: len(tensor)] = tensor
+            return filled.to(parameter.device)
+
+        mask = pad([torch.ones(len(r), dtype=torch.long) for r in rows])
+        labels = pad(self._rows(self.labels, indices), IGNORED)
+        return pad(rows).to(parameter.dtype), pad(self._rows(self.slots, indices)), mask, labels
 
     def loss(self, model, indices: list[int]) -> tuple[torch.Tensor, int]:
         """Summed loss over the supervised tokens of these samples, and their number."""

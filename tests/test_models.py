@@ -385,5 +385,7 @@ def test_the_bundled_bridge_reads_pictures(real_vlm):
         return np.mean([real_vlm.processor.tokenizer.decode(t) == word for t, word in zip(tokens, said)])
 
     problems = [problem for problem in generate("validation", 60) if problem.image is not None]
+    lengths = [len(real_vlm.processor.tokenizer(p.caption)["input_ids"]) for p in problems]
+    assert max(lengths) <= real_vlm.model.config.visual_tokens
     assert np.mean([right(p) for p in problems]) > 0.8
     assert np.mean([right(p.blanked()) for p in problems]) < 0.5

@@ -9,6 +9,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from mmlora.examples import words_read
+from mmlora.lora import attach
+from mmlora.models import VLM
 from mmlora.smolbridge import SmolBridgeConfig, SmolBridgeModel, SmolBridgeProcessor, without_norms
 
 TEXTS = ("<image>Which colour has the left square?", "Is blue a colour", "What?<image> Red or green or something else?")
@@ -272,3 +275,20 @@ def test_a_picture_without_slots_is_an_error(tiny_vlm, batch):
     ids = tiny_vlm.processor(text=["no mark"])["input_ids"]
     with pytest.raises(ValueError, match="0 image slots but the pictures give 2 x 4"):
         tiny_vlm.model(ids, pixel_values=batch["pixel_values"])
+
+
+# What was read, for people.
+
+
+def test_what_was_read_can_be_printed_and_an_adapter_does_not_change_it(tiny_vlm):
+    vlm, picture = copy.deepcopy(tiny_vlm), tinyvlm.picture("red", "blue")
+    connector = vlm.model.model.connector
+    connector.word_ids.copy_(torch.tensor(vlm.processor.tokenizer(" ".join("abcdefghijklmnopqrst") + " ")["input_ids"][:40]))
+    said = words_read(vlm, picture)
+    pixels = vlm.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+    chances = vlm.model.model.get_image_words(pixels)[0]
+    assert [chance for _, chance in said] == pytest.approx(chances.max(-1).values.tolist())
+    assert [word for word, _ in said] == [vlm.processor.tokenizer.decode(connector.word_ids[i]) for i in chances.argmax(-1)]
+    with torch.enable_grad():
+        adapted = attach(vlm.model, layers=[3])
+    assert words_read(VLM("adapted", adapted, vlm.processor), picture) == said
