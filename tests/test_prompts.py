@@ -161,6 +161,6 @@ def test_smolbridge_reads_and_ends_as_its_tokenizer_says(real_vlm):
     assert sample.pixel_values.shape == (3, 256, 256)
     target = sample.labels[sample.labels != IGNORED]
     assert processor.tokenizer.decode(target) == TARGETS["explanation_answer"] + "<|im_end|>"
-    assert show_labels(processor, sample).startswith("<|im_start|>user\n[16 image slots]\nQuestion: Which colour")
+    assert show_labels(processor, sample).startswith("<|im_start|>user\n[24 image slots]\nQuestion: Which colour")
     assert int(target[-1]) == processor.tokenizer.eos_token_id == real_vlm.model.generation_config.eos_token_id
     assert sample.input_ids[sample.mm_token_type_ids == 0].max() < real_vlm.model.config.text_config.vocab_size
