@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +43,7 @@ def main(
     with budget.watch("data"):
         folder = build(FOLDER / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
         train, test = (load_problems(folder, split) for split in SIZES)
-    vlm = load_vlm(str(smolbridge(bridge, entry_layer=entry)))
+    vlm = replace(load_vlm(str(smolbridge(bridge, entry_layer=entry))), name="smolbridge")
     base = score(test, evaluate(vlm, test, "likelihood"))
     layers = range(first_layer, vlm.model.config.text_config.num_hidden_layers)
     model = attach(vlm.model, rank=rank, layers=layers, seed=seed)

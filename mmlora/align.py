@@ -10,6 +10,7 @@ another seed than any MiniSQA split. Writes `weights/smolbridge/bridge.safetenso
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -181,6 +182,17 @@ def drawn(vlm, count: int, seed: int, folder: Path) -> tuple[np.ndarray, list[st
     return seen, list(captions), list(skills)
 
 
+def fitting(model, words: torch.Tensor, visual_tokens: int) -> Bridge:
+    """A fresh bridge for this dictionary and this many visual tokens that describes cells as `model`'s does."""
+    config, core = copy.copy(model.config), model.model
+    config.dictionary, config.visual_tokens = len(words), visual_tokens
+    torch.manual_seed(0)
+    bridge = Bridge(config, core.vision_tower.feature_info.channels())
+    bridge.describe.load_state_dict(core.connector.describe.state_dict())
+    bridge.word_ids.copy_(words)
+    return bridge
+
+
 def align(
     pictures: Annotated[int, typer.Option(help="that the bridge learns to read from, 60 to 100 a second")] = 48_000,
     seed: Annotated[int, typer.Option(help="of the pictures")] = SEED,
@@ -191,10 +203,7 @@ def align(
     vlm = load_vlm(str(smolbridge(bridge=None)))
     seen, captions, skills = drawn(vlm, pictures, seed, work / f"pictures-{seed}-{pictures}")
     words, spelled = spell(vlm.processor.tokenizer, captions)
-    vlm = load_vlm(str(smolbridge(bridge=None, visual_tokens=spelled.shape[1], dictionary=len(words))))
-    connector = vlm.model.model.connector
-    connector.describe.load_state_dict(load_file(work / f"pictures-{seed}-{pictures}" / "describe.safetensors"))
-    connector.word_ids.copy_(words)
+    connector = fitting(vlm.model, words, spelled.shape[1])
     log = read(connector, seen, spelled, settings)
     right = read_right(say(connector, seen[: settings.held_out]), spelled[: settings.held_out], skills[: settings.held_out])
     out.mkdir(parents=True, exist_ok=True)

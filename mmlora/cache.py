@@ -178,13 +178,11 @@ class PrefixCache:
         """
         parameter = next(model.parameters())
         rows = [torch.from_numpy(np.asarray(r, dtype=np.float32)) for r in self._rows(self.hidden, indices)]
-        length = -max(map(len, rows)) // STRIDE * -STRIDE
 
         def pad(tensors, value=0):
-            filled = tensors[0].new_full((len(tensors), length, *tensors[0].shape[1:]), value)
-            for row, tensor in zip(filled, tensors):
-                row[: len(tensor)] = tensor
-            return filled.to(parameter.device)
+            padded = pad_sequence(tensors, batch_first=True, padding_value=value)
+            spare = (0, 0) * (padded.dim() - 2) + (0, -padded.shape[1] % STRIDE)
+            return torch.nn.functional.pad(padded, spare, value=value).to(parameter.device)
 
         mask = pad([torch.ones(len(r), dtype=torch.long) for r in rows])
         labels = pad(self._rows(self.labels, indices), IGNORED)

@@ -108,10 +108,9 @@ def torch_device() -> Finding:
         return Finding("device", "OK", f"cuda, {gpu.name}, {gpu.total_memory / 2**30:.0f} GB")
     if torch.backends.mps.is_available():
         return Finding("device", "OK", "mps, the Mac's own GPU")
-    from mmlora.precision import precision
+    from mmlora.precision import products
 
-    products = "bfloat16" if precision() == "bf16" else "float32, as this processor has no fast bfloat16"
-    return Finding("device", "OK", f"cpu, {torch.get_num_threads()} threads, products in {products}")
+    return Finding("device", "OK", f"cpu, {torch.get_num_threads()} threads, products in {products()}")
 
 
 def memory() -> Finding:

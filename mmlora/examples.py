@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmlora.cache import base_model
 from mmlora.models import VLM
 from mmlora.scienceqa import Problem
 from mmlora.scores import Prediction, by_id
@@ -59,7 +60,7 @@ def load_examples(folder: str | Path) -> list[Example]:
 def words_read(vlm: VLM, picture: Image.Image) -> list[tuple[str, float]]:
     """What SmolBridge's bridge reads: for each visual token its likeliest word, and how likely that is."""
     pixels = vlm.processor.image_processor([picture.convert("RGB")], return_tensors="pt")["pixel_values"]
-    core = vlm.model.get_base_model().model if hasattr(vlm.model, "get_base_model") else vlm.model.model
+    core = base_model(vlm.model).model
     chances, places = core.get_image_words(pixels.to(vlm.model.device))[0].max(-1)
     ids = core.connector.word_ids[places]
     return [(vlm.processor.tokenizer.decode(i), p.item()) for i, p in zip(ids, chances)]

@@ -47,7 +47,7 @@ def machine() -> dict:
     import psutil
     import torch
 
-    from mmlora.precision import precision
+    from mmlora.precision import products
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -55,7 +55,7 @@ def machine() -> dict:
         gpu = "Apple GPU (MPS)"
     return {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu_name(), "cores": cores,
             "memory_gb": round(psutil.virtual_memory().total / GB, 1), "gpu": gpu,
-            "precision": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision()]}
+            "precision": products()}
 
 
 def _cpu_name() -> str:

@@ -15,6 +15,9 @@ import torch
 from torch.nn.functional import linear
 
 
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 @lru_cache(maxsize=1)
 def precision() -> str:
     """accelerate's name for it: "no" (float32), "bf16", or "fp16" on cards that lack bfloat16."""
@@ -27,8 +30,12 @@ def precision() -> str:
 
 def mixed(device: torch.device) -> torch.autocast:
     """The context in which this machine's matrix products are fast; it changes nothing where they are in float32."""
-    dtype = torch.float16 if precision() == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision() != "no")
+    return torch.autocast(device.type, DTYPES[precision()], enabled=precision() != "no")
+
+
+def products() -> str:
+    """In words: "float32", "bfloat16" or "float16"."""
+    return str(DTYPES[precision()]).removeprefix("torch.")
 
 
 def _seconds(dtype: torch.dtype) -> float:

@@ -17,7 +17,7 @@ from mmlora.errors import MMLoraError
 from mmlora.loss import IGNORED
 from mmlora.scienceqa import LETTERS, Problem
 
-Format = Literal["answer", "answer_explanation", "explanation_answer", "caption"]  # the last for alignment only
+Format = Literal["answer", "answer_explanation", "explanation_answer"]
 
 
 class PromptError(MMLoraError):
@@ -35,10 +35,8 @@ class Sample:
     pixel_values: torch.Tensor | None
 
 
-def prompt_text(problem: Problem, format: Format = "answer") -> str:
-    """Question, context and lettered options, a line each; for a caption only the request for one."""
-    if format == "caption":
-        return "Describe the picture."
+def prompt_text(problem: Problem) -> str:
+    """Question, context and lettered options, a line each."""
     context = f"Context: {problem.hint}\n" if problem.hint else ""
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices))
     return f"Question: {problem.question}\n{context}Options: {options}"
@@ -53,8 +51,6 @@ def target_text(problem: Problem, format: Format) -> str:
         return f"{answer} {problem.solution}"
     if format == "explanation_answer":
         return f"{problem.solution} {answer}"
-    if format == "caption":
-        return problem.caption
     raise PromptError(f"no target format is called {format!r}; there are {', '.join(get_args(Format))}")
 
 
@@ -79,7 +75,7 @@ def encode_texts(processor, id: str, prompt: str, image, target: str | None) -> 
 def encode(processor, problem: Problem, format: Format) -> Sample:
     """Prompt and target of `problem`; only the target's tokens are supervised."""
     target = target_text(problem, format)
-    return encode_texts(processor, problem.id, prompt_text(problem, format), problem.image, target)
+    return encode_texts(processor, problem.id, prompt_text(problem), problem.image, target)
 
 
 def encode_prompt(processor, problem: Problem) -> Sample:

@@ -69,14 +69,7 @@ def test_a_caption_counts_as_read_when_every_word_is_right():
 def aligned(tiny_vlm, tmp_path, monkeypatch):
     """Folder with the result, from pictures that were looked at before and whose captions are patterns of their own."""
     vlm = copy.deepcopy(tiny_vlm)
-
-    def fresh(bridge=None, visual_tokens=4, dictionary=8):
-        connector = vlm.model.model.connector
-        connector.said, connector.word_ids = (visual_tokens, dictionary), torch.zeros(dictionary, dtype=torch.long)
-        connector.write = torch.nn.Linear(connector.write.in_features, visual_tokens * dictionary)
-        return "tiny"
-
-    monkeypatch.setattr(align, "smolbridge", fresh)
+    monkeypatch.setattr(align, "smolbridge", lambda bridge: "tiny")
     monkeypatch.setattr(align, "load_vlm", lambda name: vlm)
     monkeypatch.setattr(align, "ReadSettings", lambda: ReadSettings(epochs=30, batch_size=16, dropout=0.0, held_out=100))
     folder = tmp_path / "work" / "pictures-5-400"
@@ -104,7 +97,7 @@ def test_the_bridge_learns_to_read_and_what_was_learned_ships(aligned):
                      "visual_tokens": facts["visual_tokens"]}
     describe = load_file(folder / "work" / "pictures-5-400" / "describe.safetensors")
     assert torch.allclose(shipped["describe.weight"].float(), describe["weight"], atol=1e-2)
-    connector = copy.deepcopy(vlm.model.model.connector)
+    connector = align.fitting(vlm.model, shipped["word_ids"], facts["visual_tokens"])
     connector.load_state_dict(shipped)
     said = align.say(connector, seen[:100]).argmax(-1)
     words = [vlm.processor.tokenizer.decode(shipped["word_ids"][row]).rstrip(SILENCE) for row in said]

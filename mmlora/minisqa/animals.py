@@ -1,4 +1,4 @@
-"""The biology skills on animals: their classes, their body coverings and their limbs."""
+"""The biology skills on animals: their classes and their body coverings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from mmlora.minisqa.draw import SIZE, canvas, finish, icon, paste, shade
 from mmlora.minisqa.words import spoken, with_article
 
 BIOLOGY = {"subject": "natural science", "topic": "biology"}
-
-ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 
 
 def backdrop(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:

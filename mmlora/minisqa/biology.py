@@ -1,16 +1,18 @@
-"""The biology skills on food chains and webs, Punnett squares, traits and scientific names."""
+"""The biology skills on food webs, Punnett squares and traits."""
 
 from __future__ import annotations
 
 import math
 import random
 
-from mmlora.minisqa.animals import BIOLOGY, COLUMNS, ROWS
+from mmlora.minisqa.animals import BIOLOGY
 from mmlora.minisqa.core import Draft, skill
 from mmlora.minisqa.draw import COLORS, SIZE, arrow, canvas, finish, icon, label, paste, shade
 from mmlora.minisqa.words import NAMES, listing
 
-# --- Food chains and webs -------------------------------------------------------------------------------------
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
+
+# --- Food webs ------------------------------------------------------------------------------------------------
 
 #: Every predator here eats every prey, and every prey eats every plant.
 PLANTS = ("clover", "corn", "rice", "seedling", "herb", "sunflower")
@@ -136,7 +138,7 @@ def punnett_square(rng: random.Random) -> Draft:
     return Draft(question, tuple(f"{n}/4" for n in range(5)), count, solution, finish(rng, image), caption)
 
 
-# --- Text only: traits and genera -----------------------------------------------------------------------------
+# --- Text only: traits ----------------------------------------------------------------------------------------
 
 INHERITED = (
     "curly hair", "brown eyes", "blue eyes", "dimples", "freckles", "long eyelashes", "attached earlobes", "red hair",

@@ -1,4 +1,4 @@
-"""Chemistry skills: concentrations, states of matter, properties of objects, changes, elements and compounds."""
+"""Chemistry skills: concentrations, states of matter, properties of objects, changes."""
 
 from __future__ import annotations
 

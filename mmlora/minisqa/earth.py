@@ -1,4 +1,4 @@
-"""Earth science skills: rock layers and fossils, phases of the Moon, climate graphs, weather, kinds of rock."""
+"""Earth science skills: rock layers and fossils, phases of the Moon, weather and climate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Social science: trades, goods and services, and choices between things that cost something."""
+"""Social science: trades, goods and services, supply and demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The geography skills: states, continents, oceans, hemispheres, map grids, directions, capitals."""
+"""The geography skills: states, continents, oceans, hemispheres, map grids."""
 
 from __future__ import annotations
 

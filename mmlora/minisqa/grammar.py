@@ -1,4 +1,4 @@
-"""Language science, part one: sentences, tenses and letters. All text, built from names, actions and places."""
+"""Language science, part one: sentences and tenses. All text, built from names, actions and places."""
 
 from __future__ import annotations
 

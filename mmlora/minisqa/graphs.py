@@ -1,4 +1,4 @@
-"""Social science: bar graphs, line graphs and pie charts of what people made, sold or counted."""
+"""Social science: bar graphs and line graphs of what people made, sold or counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Physics skills: magnets, thermometers, particle motion, forces, heat, and the variables of an experiment."""
+"""Physics skills: magnets, thermometers, particle motion, and the variables of an experiment."""
 
 from __future__ import annotations
 
