@@ -20,6 +20,8 @@ ROWS = {
     "entry-10": "tokens enter and LoRA begins at layer 10",
     "entry-15": "tokens enter and LoRA begins at layer 15",
     "entry-20": "tokens enter and LoRA begins at layer 20",
+    "tokens-12": "the first 12 visual tokens only",
+    "bridge-trained": "the bridge trains too: nothing is cached, adapters of two runs no longer stack",
     "rank-4": "rank 4",
     "rank-64": "rank 64",
     "rate-1e-3": "learning rate 1e-3",

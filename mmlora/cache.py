@@ -116,8 +116,9 @@ class PrefixCache:
         self.ids, self.lengths = manifest["ids"], manifest["lengths"]
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.labels, self.slots = (torch.from_numpy(tokens[k]) for k in ("labels", "slots"))
-        shape = (int(self.starts[-1]), manifest["width"])
-        self.hidden = np.memmap(folder / "hidden.f16", np.float16, "r", shape=shape)
+        self.file, self.shape = folder / "hidden.f16", (int(self.starts[-1]), manifest["width"])
+        if self.file.stat().st_size != 2 * self.shape[0] * self.shape[1]:
+            raise ValueError(f"{self.file.name} is cut short")
 
     @classmethod
     def build(cls, model, samples: Samples, folder: Path | str) -> PrefixCache:
@@ -167,6 +168,11 @@ class PrefixCache:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def hidden(self) -> np.memmap:
+        """The hidden states (all tokens, width), float16; mapped anew, so that pages once read do not stay in memory."""
+        return np.memmap(self.file, np.float16, "r", shape=self.shape)
 
     def _rows(self, tensor, indices):
         return [tensor[self.starts[i] : self.starts[i + 1]] for i in indices]

@@ -197,6 +197,8 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -queries:]
         rotary = text.rotary_emb(hidden, position_ids=position_ids)
+        if torch.is_autocast_enabled(hidden.device.type):  # or else float32 angles would widen keys and their cache
+            rotary = tuple(angles.to(torch.get_autocast_dtype(hidden.device.type)) for angles in rotary)
         masks = {below: self._mask(valid & ~slots if below else valid, queries) for below in (True, False)}
         waiting, here = hidden, slots[:, -queries:, None]
         for index, layer in enumerate(text.layers[first:last], start=first):
