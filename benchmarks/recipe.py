@@ -19,14 +19,15 @@ from typing import Annotated
 import typer
 from safetensors.torch import load_file, save_file
 
-from mmlora.cache import PrefixCache, Samples, base_model
+from mmlora.cache import PrefixCache
 from mmlora.evaluate import blanked, evaluate, majority_class, score
 from mmlora.lora import attach, towers
 from mmlora.metrics import Metrics
-from mmlora.minisqa.dataset import FOLDER, build, load_problems
-from mmlora.models import BRIDGE, VLM, load_vlm, smolbridge
-from mmlora.paths import RESULTS
+from mmlora.minisqa.dataset import build
+from mmlora.models import BRIDGE, VLM, base_model, load_vlm, smolbridge
+from mmlora.paths import MINISQA, RESULTS
 from mmlora.run import Budget
+from mmlora.sources import load_problems
 from mmlora.train import TrainSettings, fit
 
 SIZES = {"train": 1500, "test": 300}  # large enough to rank recipes ten points apart, small enough to try many
@@ -53,7 +54,7 @@ def main(
     """Measure one recipe and write results/recipe/NAME.json."""
     budget = Budget(60)
     with budget.watch("data"):
-        folder = build(FOLDER / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
+        folder = build(MINISQA / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
         train, test = (load_problems(folder, split) for split in SIZES)
     work = Path(tempfile.mkdtemp(prefix="recipe-"))
     bridge = fewer_tokens(BRIDGE, tokens, work) if tokens < 24 else BRIDGE

@@ -3,6 +3,9 @@
 Everything before the first trainable parameter is a pure function of the sample: the vision tower, the connector, the
 embeddings and the decoder layers below the first adapter. `PrefixCache` runs them once per sample, keeps the hidden
 states on disk (float16, memory-mapped) and trains from that boundary up. `Samples` is the same without the cache.
+
+It works for any decoder of transformers, because the model's own forward does both halves: the lower one is stopped
+at the boundary, the upper one finds its lower layers replaced by the states that were kept.
 """
 
 from __future__ import annotations
@@ -10,34 +13,28 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
-from mmlora.loss import IGNORED, supervised_loss
 from mmlora.memory import give_back
-from mmlora.models import VLM
+from mmlora.models import base_model, decoder_layers
 from mmlora.precision import mixed
-from mmlora.prompts import Format, Sample, encode
-from mmlora.scienceqa import Problem
+from mmlora.samples import Samples, batch_loss, collate, on_device
 
-STRIDE = 16  # tokens; the batches' lengths are multiples of it
+STRIDE = 16  # tokens; the lengths of batches from the cache are multiples of it, so that memory of one step fits the next
 BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
-FILES = ("hidden.f16", "tokens.npz", "manifest.json")
+FILES = ("hidden.f16", "manifest.json")
 
 
 class CacheError(MMLoraError):
     """A prefix cache that cannot be written or used; the message names the folder."""
-
-
-def base_model(model):
-    """The transformers model inside a PeftModel, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def boundary(model) -> int:
@@ -45,63 +42,17 @@ def boundary(model) -> int:
 
     Raises `CacheError` when something outside the decoder's layers trains, or nothing does.
     """
+    number = {id(p): i for i, layer in enumerate(decoder_layers(model)) for p in layer.parameters()}
     first = None
     for name, parameter in base_model(model).named_parameters():
         if not parameter.requires_grad:
             continue
-        if "language_model.layers." not in name:
+        if id(parameter) not in number:
             raise CacheError(f"{name} is trainable and lies outside the decoder's layers: train without the prefix cache")
-        layer = int(name.split("language_model.layers.")[1].split(".")[0])
-        first = layer if first is None else min(first, layer)
+        first = number[id(parameter)] if first is None else min(first, number[id(parameter)])
     if first is None:
         raise CacheError("no parameter is trainable, so there is no boundary: attach an adapter first")
     return first
-
-
-def collate(samples: list[Sample]) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids`, `labels`, `attention_mask`, `mm_token_type_ids` (batch, longest) and `pixel_values`."""
-
-    def pad(tensors, value):
-        return pad_sequence(tensors, batch_first=True, padding_value=value)
-
-    batch = {
-        "input_ids": pad([s.input_ids for s in samples], 0),
-        "labels": pad([s.labels for s in samples], IGNORED),
-        "attention_mask": pad([torch.ones_like(s.input_ids) for s in samples], 0),
-        "mm_token_type_ids": pad([s.mm_token_type_ids for s in samples], 0),
-    }
-    pixels = [s.pixel_values for s in samples if s.pixel_values is not None]
-    if pixels:
-        batch["pixel_values"] = torch.stack(pixels)
-    return batch
-
-
-class Samples:
-    """Problems encoded on the fly: the plain path, and the reference that the cache is tested against."""
-
-    def __init__(self, vlm: VLM, problems: list[Problem], format: Format):
-        self.processor, self.problems, self.format = vlm.processor, problems, format
-        digest = hashlib.sha256(format.encode())
-        self.ids, self.lengths = [p.id for p in problems], []
-        for problem in tqdm(problems, desc="encode", leave=False):
-            sample = encode(vlm.processor, problem, format)
-            self.lengths.append(len(sample.input_ids))
-            _update(digest, sample)
-        self.fingerprint = digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.problems)
-
-    def __getitem__(self, index: int) -> Sample:
-        return encode(self.processor, self.problems[index], self.format)
-
-    def loss(self, model, indices: list[int]) -> tuple[torch.Tensor, int]:
-        """Summed loss over the supervised tokens of these samples, and their number."""
-        model_device = next(model.parameters()).device
-        batch = {k: v.to(model_device) for k, v in collate([self[i] for i in indices]).items()}
-        labels = batch.pop("labels")
-        hidden = base_model(model).model(**batch)[0]
-        return supervised_loss(hidden, base_model(model).get_output_embeddings(), labels)
 
 
 class PrefixCache:
@@ -110,12 +61,10 @@ class PrefixCache:
     `build` fills or reuses a folder; `loss` trains from the boundary up and agrees with `Samples.loss`.
     """
 
-    def __init__(self, folder: Path, manifest: dict):
-        tokens = dict(np.load(folder / "tokens.npz"))
+    def __init__(self, folder: Path, manifest: dict, samples: Samples):
         self.fingerprint, self.boundary = manifest["key"], manifest["boundary"]
-        self.ids, self.lengths = manifest["ids"], manifest["lengths"]
+        self.ids, self.lengths, self.rows = samples.ids, samples.lengths, samples.rows
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.labels, self.slots = (torch.from_numpy(tokens[k]) for k in ("labels", "slots"))
         self.file, self.shape = folder / "hidden.f16", (int(self.starts[-1]), manifest["width"])
         if self.file.stat().st_size != 2 * self.shape[0] * self.shape[1]:
             raise ValueError(f"{self.file.name} is cut short")
@@ -128,8 +77,12 @@ class PrefixCache:
         is never used, and an old one stays until the new one is complete.
         """
         folder, first = Path(folder), boundary(model)
+        deep = getattr(getattr(base_model(model).config, "vision_config", None), "deepstack_visual_indexes", ())
+        if first < len(deep):
+            raise CacheError(f"this model adds what it sees to its first {len(deep)} decoder layers too: let the adapter "
+                             f"begin at layer {len(deep)} or later, or train without the prefix cache")
         key = _key(model, samples, first)
-        if found := cls._found(folder, key):
+        if found := cls._found(folder, key, samples):
             return found
         aside, training = folder.with_name(folder.name + ".part"), model.training
         try:
@@ -149,19 +102,19 @@ class PrefixCache:
             ) from error
         finally:
             model.train(training)
-        return cls(folder, json.loads((folder / "manifest.json").read_text()))
+        return cls(folder, json.loads((folder / "manifest.json").read_text()), samples)
 
     @classmethod
-    def _found(cls, folder: Path, key: str) -> PrefixCache | None:
+    def _found(cls, folder: Path, key: str, samples: Samples) -> PrefixCache | None:
         """The cache in `folder` if it is whole and of these weights and samples; says so if it is not."""
         if not (folder / "manifest.json").is_file():
             return None
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
             if manifest["key"] == key:
-                return cls(folder, manifest)
+                return cls(folder, manifest, samples)
             reason = "was made from other weights or samples"
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError) as error:
             reason = f"is damaged ({error})"
         print(f"the prefix cache in {folder} {reason}; building it anew")
         return None
@@ -174,91 +127,95 @@ class PrefixCache:
         """The hidden states (all tokens, width), float16; mapped anew, so that pages once read do not stay in memory."""
         return np.memmap(self.file, np.float16, "r", shape=self.shape)
 
-    def _rows(self, tensor, indices):
-        return [tensor[self.starts[i] : self.starts[i + 1]] for i in indices]
-
-    def batch(self, model, indices: list[int]) -> tuple[torch.Tensor, ...]:
-        """Right-padded `hidden` (batch, length, width) in the model's dtype, `slots`, `mask`, `labels` (batch, length).
-
-        `length` is a multiple of `STRIDE`, so that few sizes of tensors occur and the memory of one step fits the next.
-        """
-        parameter = next(model.parameters())
-        rows = [torch.from_numpy(np.asarray(r, dtype=np.float32)) for r in self._rows(self.hidden, indices)]
-
-        def pad(tensors, value=0):
-            padded = pad_sequence(tensors, batch_first=True, padding_value=value)
-            spare = (0, 0) * (padded.dim() - 2) + (0, -padded.shape[1] % STRIDE)
-            return torch.nn.functional.pad(padded, spare, value=value).to(parameter.device)
-
-        mask = pad([torch.ones(len(r), dtype=torch.long) for r in rows])
-        labels = pad(self._rows(self.labels, indices), IGNORED)
-        return pad(rows).to(parameter.dtype), pad(self._rows(self.slots, indices)), mask, labels
+    def states(self, indices: list[int]) -> list[torch.Tensor]:
+        """What was kept of these samples, float16 (length, width) each."""
+        kept = self.hidden
+        return [torch.from_numpy(np.array(kept[self.starts[i] : self.starts[i + 1]])) for i in indices]
 
     def loss(self, model, indices: list[int]) -> tuple[torch.Tensor, int]:
         """Summed loss over the supervised tokens of these samples, and their number."""
-        hidden, slots, mask, labels = self.batch(model, indices)
-        hidden = base_model(model).model.decode(hidden, slots, mask, first=self.boundary)
-        return supervised_loss(hidden, base_model(model).get_output_embeddings(), labels)
+        batch = on_device(model, collate([self.rows[i] for i in indices], stride=STRIDE))
+        batch["input_ids"].zero_()  # only its shape counts: what it said is in the states that were kept
+        states = pad_sequence(self.states(indices), batch_first=True).to(batch["labels"].device)
+        states = nn.functional.pad(states, (0, 0, 0, batch["labels"].shape[1] - states.shape[1]))
+        with _resuming(model, self.boundary, states):
+            return batch_loss(model, batch)
 
 
-def _update(digest, sample: Sample) -> None:
-    for tensor in (sample.input_ids, sample.labels, sample.pixel_values):
-        if tensor is not None:
-            digest.update(tensor.numpy().tobytes())
+class _Reached(Exception):
+    """Ends a forward pass at the boundary; carries the hidden states."""
+
+
+def _lower(model, batch: dict[str, torch.Tensor], first: int) -> torch.Tensor:
+    """Hidden states (batch, length, width) that come to decoder layer `first`."""
+
+    def stop(layer, inputs, named):
+        raise _Reached(inputs[0] if inputs else named["hidden_states"])
+
+    hook = decoder_layers(model)[first].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        base_model(model).model(**batch, use_cache=False)
+    except _Reached as reached:
+        return reached.args[0]
+    finally:
+        hook.remove()
+
+
+class _Passed(nn.Module):
+    """Stands for a decoder layer whose work is done."""
+
+    def forward(self, hidden_states, *_, **__):
+        return hidden_states
+
+
+@contextmanager
+def _resuming(model, first: int, states: torch.Tensor):
+    """Inside, the model's forward passes begin at decoder layer `first` with `states` (batch, length, width)."""
+    layers = decoder_layers(model)
+    lower = list(layers[:first])
+
+    def resume(layer, inputs, named):
+        hidden = inputs[0] if inputs else named.pop("hidden_states")
+        return (states.to(hidden.dtype), *inputs[1:]), named
+
+    hook = layers[first].register_forward_pre_hook(resume, with_kwargs=True)
+    for index in range(first):
+        layers[index] = _Passed()
+    try:
+        yield
+    finally:
+        hook.remove()
+        for index, layer in enumerate(lower):
+            layers[index] = layer
 
 
 def _key(model, samples: Samples, first: int) -> str:
     """Hash of the samples and of every frozen tensor below the boundary."""
-    digest = hashlib.sha256(f"{samples.fingerprint} {first} {base_model(model).config.entry_layer}".encode())
+    digest = hashlib.sha256(f"{samples.fingerprint} {first}".encode())
     core = base_model(model).model
-    for name, tensor in [*core.named_parameters(), *core.named_buffers()]:
-        layer = name.split("language_model.layers.")
-        if len(layer) == 1 or int(layer[1].split(".")[0]) < first:
+    upper = {id(t) for layer in decoder_layers(model)[first:] for t in (*layer.parameters(), *layer.buffers())}
+    for tensor in (*core.parameters(), *core.buffers()):
+        if id(tensor) not in upper:
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _lower(core, embeds: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor, first: int) -> torch.Tensor:
-    """Hidden states at layer `first` of right-padded rows. Below the entry layer the image slots only wait, so the
-    text is closed up, run alone under its true positions, and put back."""
-    if first > core.config.entry_layer or not slots.any():
-        return core.decode(embeds, slots, mask, last=first)
-    text = mask & ~slots
-    where = text.int().argsort(dim=1, descending=True, stable=True)[:, : int(text.sum(1).max())]
-    rows = torch.arange(len(embeds), device=embeds.device)[:, None]
-    real = text[rows, where]
-    hidden = core.decode(embeds[rows, where], torch.zeros_like(real), real, where, last=first)
-    whole = embeds.clone()
-    whole[rows.expand_as(where)[real], where[real]] = hidden[real]
-    return whole
-
-
 @torch.inference_mode()
 def _fill(model, samples: Samples, first: int, folder: Path, key: str) -> None:
-    core = base_model(model).model
-    device = next(core.parameters()).device
     width = base_model(model).config.get_text_config().hidden_size
     starts = np.concatenate([[0], np.cumsum(samples.lengths)])
-    labels, slots = (np.zeros(int(starts[-1]), dtype=np.int64) for _ in range(2))
     order = sorted(range(len(samples)), key=lambda i: samples.lengths[i])
     with open(folder / "hidden.f16", "wb") as file, tqdm(total=len(samples), desc="frozen prefix", unit="sample") as bar:
         for at in range(0, len(order), BATCH):
             chosen = order[at : at + BATCH]
-            batch = collate([samples[i] for i in chosen])
-            data = {k: v.to(device) for k, v in batch.items()}
-            visual = core.get_image_features(data["pixel_values"]) if "pixel_values" in data else None
-            embeds = core.embed(data["input_ids"], visual)
-            with mixed(device):
-                hidden = _lower(core, embeds, data["mm_token_type_ids"].bool(), data["attention_mask"].bool(), first)
-            hidden = hidden.cpu().clamp(-65504, 65504).half().numpy()
+            batch = on_device(model, collate([samples[i] for i in chosen]))
+            del batch["labels"]
+            with mixed(batch["input_ids"].device):
+                hidden = _lower(model, batch, first)
+            hidden = hidden.float().clamp(-65504, 65504).half().cpu().numpy()
             for row, i in enumerate(chosen):
-                length, start = samples.lengths[i], int(starts[i])
-                file.seek(start * width * 2)
-                file.write(hidden[row, :length].tobytes())
-                labels[start : start + length] = batch["labels"][row, :length]
-                slots[start : start + length] = batch["mm_token_type_ids"][row, :length]
+                file.seek(int(starts[i]) * width * 2)
+                file.write(hidden[row, : samples.lengths[i]].tobytes())
             bar.update(len(chosen))
             give_back()
-    np.savez(folder / "tokens.npz", labels=labels, slots=slots)
-    manifest = {"key": key, "boundary": first, "width": width, "ids": samples.ids, "lengths": samples.lengths}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps({"key": key, "boundary": first, "width": width}))

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
 from mmlora.memory import give_back
-from mmlora.models import VLM
+from mmlora.models import VLM, base_model
 from mmlora.precision import mixed
-from mmlora.prompts import IGNORED, Sample, encode_prompt, encode_texts, parse_answer, target_text
+from mmlora.prompts import IGNORED, SAID, Sample, encode_prompt, encode_texts, parse_answer, target_text
+from mmlora.samples import collate, on_device
 from mmlora.scienceqa import LETTERS, Problem
 from mmlora.scores import Prediction, Scores, compare, majority_class, score
 
@@ -108,7 +109,8 @@ def log_likelihoods(
     KV cache is then repeated per continuation and the rest runs right-padded. Equal to scoring whole rows.
     """
     starts = [os.path.commonprefix([c[:-1] for c in lists]) for lists in continuations]
-    batch = _left_padded(vlm, [encode_prompt(vlm.processor, p) for p in problems], starts)
+    prompts = [encode_prompt(vlm.processor, p).followed_by(start) for p, start in zip(problems, starts)]
+    batch = _left_padded(vlm, prompts)
     keep = max(map(len, starts)) + 1
     prefix = vlm.model(**batch, use_cache=True, logits_to_keep=keep)
     logits = prefix.logits.float()
@@ -128,16 +130,20 @@ def log_likelihoods(
 
 def _tail_likelihoods(vlm: VLM, batch: dict, past, owners: list[int], tails: list[list[int]]) -> torch.Tensor:
     """Summed log-probabilities (rows,) of each tail's second and later tokens, reusing the prompts' cache."""
-    device = batch["input_ids"].device
+    device, core = batch["input_ids"].device, base_model(vlm.model).model
     rows = torch.tensor(owners, device=device)
     past.batch_select_indices(rows)
+    if getattr(core, "rope_deltas", None) is not None:  # Qwen's models remember how far a picture moved each row's positions
+        core.rope_deltas = core.rope_deltas[rows]
     width = max(map(len, tails)) - 1
     inputs, targets = (
         torch.tensor([t[a : len(t) - b] + [fill] * (width + 1 - len(t)) for t in tails], device=device)
         for a, b, fill in ((0, 1, 0), (1, 0, IGNORED))
     )
-    seen = {"input_ids": inputs, "attention_mask": (targets != IGNORED).long(), "mm_token_type_ids": inputs * 0}
-    whole = {name: torch.cat([batch[name][rows], new], dim=1) for name, new in seen.items() if name in batch}
+    new = {"input_ids": inputs, "attention_mask": (targets != IGNORED).long()}
+    by_token = {name: t[rows] for name, t in batch.items() if t.shape == batch["input_ids"].shape}
+    whole = {name: torch.cat([t, new.get(name, torch.full_like(inputs, SAID.get(name, 0)))], dim=1)
+             for name, t in by_token.items()}
     # The model's own rule says what a forward over a filled cache needs: it differs between architectures.
     step = vlm.model.prepare_inputs_for_generation(
         **whole, past_key_values=past, next_sequence_length=width, use_cache=True, is_first_iteration=False
@@ -167,7 +173,7 @@ def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple
 def _generate(vlm: VLM, problems: Sequence[Problem], max_new_tokens: int) -> tuple[list[str], int]:
     """Greedy continuations of the prompts, and how many of them did not reach their end token."""
     tokenizer = vlm.processor.tokenizer
-    batch = _left_padded(vlm, [encode_prompt(vlm.processor, p) for p in problems], [[]] * len(problems))
+    batch = _left_padded(vlm, [encode_prompt(vlm.processor, p) for p in problems])
     rows = vlm.model.generate(
         **batch, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=_pad(vlm),
@@ -176,20 +182,11 @@ def _generate(vlm: VLM, problems: Sequence[Problem], max_new_tokens: int) -> tup
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)], unfinished
 
 
-def _left_padded(vlm: VLM, samples: Sequence[Sample], starts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Prompts, each followed by its `starts` tokens, as one batch whose rows end together."""
-    ids = [s.input_ids.tolist() + list(start) for s, start in zip(samples, starts)]
-    slots = [s.mm_token_type_ids.tolist() + [0] * len(start) for s, start in zip(samples, starts)]
-    width = max(map(len, ids))
-
-    def pad(lists, fill):
-        return torch.tensor([[fill] * (width - len(row)) + row for row in lists], device=vlm.model.device)
-
-    batch = {"input_ids": pad(ids, _pad(vlm)), "attention_mask": pad([[1] * len(row) for row in ids], 0),
-             "mm_token_type_ids": pad(slots, 0)}
-    pixels = [s.pixel_values for s in samples if s.pixel_values is not None]
-    if pixels:
-        batch["pixel_values"] = torch.stack(pixels).to(vlm.model.device, vlm.model.dtype)
+def _left_padded(vlm: VLM, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    """One batch whose rows end together."""
+    batch = on_device(vlm.model, collate(samples, side="left"))
+    del batch["labels"]
+    batch["input_ids"][batch["attention_mask"] == 0] = _pad(vlm)
     return batch
 
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmlora.cache import base_model
-from mmlora.models import VLM
+from mmlora.models import VLM, base_model
 from mmlora.scienceqa import Problem
 from mmlora.scores import Prediction, by_id
 

@@ -61,6 +61,32 @@ class VLM:
     processor: object
 
 
+class TextProcessor:
+    """A language model's tokenizer in a processor's place: the baseline that sees no picture."""
+
+    image_token = image_token_id = None
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.chat_template = tokenizer, tokenizer.chat_template
+
+    def apply_chat_template(self, messages: list[dict], **options) -> str:
+        flat = [{**m, "content": "".join(part.get("text", "") for part in m["content"])} for m in messages]
+        return self.tokenizer.apply_chat_template(flat, tokenize=False, **options)
+
+    def __call__(self, images=None, text=None, return_tensors: str = "pt"):
+        return self.tokenizer(text, return_tensors=return_tensors)
+
+
+def base_model(model):
+    """The transformers model inside a PeftModel, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_layers(model) -> nn.ModuleList:
+    """The decoder's layers, wherever the architecture keeps them."""
+    return base_model(model).get_decoder().layers
+
+
 def load_vlm(name: str = "smolbridge") -> VLM:
     """Load a model by short name, or from a local folder written by `save_pretrained`; float32, eval mode.
 

@@ -7,17 +7,22 @@ out alone, before its explanation, or after it. Answers are text, never letters:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, get_args
 
 import torch
+from transformers import BatchFeature, PaliGemmaProcessor
 
 from mmlora.errors import MMLoraError
 from mmlora.loss import IGNORED
 from mmlora.scienceqa import LETTERS, Problem
 
 Format = Literal["answer", "answer_explanation", "explanation_answer"]
+
+#: What tells the model's own words from the prompt, where an architecture asks (PaliGemma reads a prompt both ways).
+SAID = {"token_type_ids": 1}
 
 
 class PromptError(MMLoraError):
@@ -26,13 +31,32 @@ class PromptError(MMLoraError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One problem as tensors: `input_ids`, `labels`, `mm_token_type_ids` int64 (length,); `pixel_values` (3, H, W) or None."""
+    """One problem as tensors.
+
+    `tokens`: `input_ids` and what else the architecture wants to know of every token, int64 (length,) each. `labels`:
+    int64 (length,). `pictures`: what the processor made of the picture, each with a leading dimension of 1; empty
+    without one.
+    """
 
     id: str
-    input_ids: torch.Tensor
+    tokens: dict[str, torch.Tensor]
     labels: torch.Tensor
-    mm_token_type_ids: torch.Tensor
-    pixel_values: torch.Tensor | None
+    pictures: dict[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        return self.tokens["input_ids"]
+
+    def followed_by(self, ids: Sequence[int], supervised: bool = True) -> Sample:
+        """The same with the tokens that the model should say next."""
+        said = torch.tensor(ids, dtype=self.input_ids.dtype)
+        tokens = {name: torch.cat([row, said if name == "input_ids" else torch.full_like(said, SAID.get(name, 0))])
+                  for name, row in self.tokens.items()}
+        labels = torch.cat([self.labels, said if supervised else torch.full_like(said, IGNORED)])
+        return replace(self, tokens=tokens, labels=labels)
 
 
 def prompt_text(problem: Problem) -> str:
@@ -56,20 +80,45 @@ def target_text(problem: Problem, format: Format) -> str:
 
 def encode_texts(processor, id: str, prompt: str, image, target: str | None) -> Sample:
     """Tokens of one user turn and, if `target` is given, of the assistant's answer with its end token."""
-    image = image if image is None else _readable(id, image)
-    content = ([{"type": "image"}] if image is not None else []) + [{"type": "text", "text": _clean(processor, prompt)}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    data = processor(images=[image] if image is not None else None, text=[text], return_tensors="pt")
-    input_ids, slots = data["input_ids"][0], data["mm_token_type_ids"][0]
-    labels = torch.full_like(input_ids, IGNORED)
-    if target is not None:
-        tokenizer = processor.tokenizer
-        answer = tokenizer(_clean(processor, target), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        answer = torch.tensor(answer, dtype=input_ids.dtype)
-        input_ids, labels = torch.cat([input_ids, answer]), torch.cat([labels, answer])
-        slots = torch.cat([slots, torch.zeros_like(answer)])
-    pixels = data.get("pixel_values")
-    return Sample(id, input_ids, labels, slots, None if pixels is None else pixels[0])
+    image, prompt = image if image is None else _readable(id, image), _clean(processor, prompt)
+    data = _encoded(processor, prompt, image)
+    shape = data["input_ids"].shape
+    tokens = {n: t[0].long() for n, t in data.items() if n not in ("attention_mask", "labels") and t.shape == shape}
+    pictures = {n: t for n, t in data.items() if t.shape != shape}
+    sample = Sample(id, tokens, torch.full_like(tokens["input_ids"], IGNORED), pictures)
+    return sample if target is None else sample.followed_by(_spoken(processor, prompt, _clean(processor, target)))
+
+
+def _encoded(processor, prompt: str, image) -> BatchFeature:
+    """What the processor makes of a user turn, each tensor with a leading dimension of 1."""
+    if processor.chat_template:
+        text = processor.apply_chat_template(_turn(prompt, image), add_generation_prompt=True)
+    else:  # PaliGemma has no turns: its processor puts the picture first and ends the prompt with a line break
+        text = prompt if image is None else processor.image_token + prompt
+    if image is not None:
+        return processor(images=[image], text=[text], return_tensors="pt")
+    if isinstance(processor, PaliGemmaProcessor):  # it takes no text without a picture
+        data = processor.tokenizer([f"{processor.tokenizer.bos_token}{text}\n"], return_tensors="pt")
+        return BatchFeature({**data, "token_type_ids": torch.zeros_like(data["input_ids"])})
+    return processor(text=[text], return_tensors="pt")
+
+
+def _turn(prompt: str, image) -> list[dict]:
+    picture = [] if image is None else [{"type": "image"}]
+    return [{"role": "user", "content": [*picture, {"type": "text", "text": prompt}]}]
+
+
+def _spoken(processor, prompt: str, target: str) -> list[int]:
+    """Tokens of `target` as the chat template writes it in the assistant's turn, up to and with the end token."""
+    end = processor.tokenizer.eos_token
+    if processor.chat_template:
+        asked = processor.apply_chat_template(_turn(prompt, None), add_generation_prompt=True)
+        answer = [{"role": "assistant", "content": [{"type": "text", "text": target}]}]
+        said = processor.apply_chat_template([*_turn(prompt, None), *answer])
+        if said.startswith(asked):
+            said = said[len(asked) :]
+            target = said.rpartition(end)[0] if end in said else said.rstrip()
+    return processor.tokenizer(target, add_special_tokens=False)["input_ids"] + [processor.tokenizer.eos_token_id]
 
 
 def encode(processor, problem: Problem, format: Format) -> Sample:
@@ -95,15 +144,15 @@ def _readable(id: str, image):
 def _clean(processor, text: str) -> str:
     """A literal image mark in somebody's text would count as a picture: break it up."""
     mark = processor.image_token
-    return text.replace(mark, mark[0] + " " + mark[1:])
+    return text.replace(mark, mark[0] + " " + mark[1:]) if mark else text
 
 
 def show_labels(processor, sample: Sample) -> str:
     """The sample as text with its supervised part between ⟦ and ⟧ and image slots counted."""
-    tokens = zip(sample.input_ids.tolist(), sample.mm_token_type_ids.tolist(), sample.labels.tolist())
+    tokens = zip(sample.input_ids.tolist(), sample.labels.tolist())
     pieces = []
-    for (slot, supervised), group in groupby(tokens, key=lambda t: (t[1] == 1, t[2] != IGNORED)):
-        ids = [token for token, _, _ in group]
+    for (slot, supervised), group in groupby(tokens, key=lambda t: (t[0] == processor.image_token_id, t[1] != IGNORED)):
+        ids = [token for token, _ in group]
         words = processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         text = f"[{len(ids)} image slots]" if slot else words
         pieces.append(f"⟦{text}⟧" if supervised else text)

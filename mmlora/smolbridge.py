@@ -6,9 +6,6 @@
 Each visual token is a mixture of the decoder's own word embeddings, as in AlignVLM (arXiv 2502.01341): the bridge gives
 every word of a small dictionary a probability, so what it reads in a picture can be printed, and the decoder is spoken to
 in the language that it knows. It is an ordinary transformers model: `from_pretrained`, `save_pretrained`, `generate`.
-
-With `entry_layer` above 0 the visual tokens join only there, as LLaMA-Adapter's prompts do (arXiv 2303.16199); below it
-the image slots of the sequence are invisible and untouched, so those layers are a pure function of the text.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BatchFeature,
-    DynamicCache,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -48,7 +44,6 @@ class SmolBridgeConfig(PreTrainedConfig):
     bridge_width: int = 768  # what is known of a picture, between seeing and saying; small enough to ship in git
     visual_tokens: int = 24  # as many as MiniSQA's longest caption has
     dictionary: int = 512  # words that the bridge can say, padding included; MiniSQA's captions have fewer
-    entry_layer: int = 0  # the decoder reads what was seen like any other text
     image_token_id: int = 49152  # one past the vocabulary: it has no embedding and is never generated
     tie_word_embeddings: bool = True
 
@@ -146,6 +141,7 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         channels, self.vision_tower = tower.feature_info.channels(), without_norms(tower)
         self.connector = Bridge(config, channels)
         self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model.rotary_emb.register_forward_hook(_as_multiplied)
         self.post_init()
 
     def train(self, mode: bool = True):
@@ -185,63 +181,28 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
             )
         return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
 
-    def decode(self, hidden, slots, attention_mask, position_ids=None, past=None, first: int = 0, last: int | None = None):
-        """Run decoder layers `first` to `last` (exclusive) over `hidden` (batch, queries, hidden).
-
-        `slots` and `attention_mask` (batch, keys) cover the cached past too. Used in one go by `forward` and in two
-        parts by the frozen-prefix cache.
-        """
-        text, entry = self.language_model, self.config.entry_layer
-        slots, valid = slots.bool(), attention_mask.bool()
-        queries = hidden.shape[1]
-        if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -queries:]
-        rotary = text.rotary_emb(hidden, position_ids=position_ids)
-        if torch.is_autocast_enabled(hidden.device.type):  # or else float32 angles would widen keys and their cache
-            rotary = tuple(angles.to(torch.get_autocast_dtype(hidden.device.type)) for angles in rotary)
-        masks = {below: self._mask(valid & ~slots if below else valid, queries) for below in (True, False)}
-        waiting, here = hidden, slots[:, -queries:, None]
-        for index, layer in enumerate(text.layers[first:last], start=first):
-            if index == entry and first < entry:
-                hidden = torch.where(here, waiting, hidden)
-            hidden = layer(
-                hidden, attention_mask=masks[index < entry], position_ids=position_ids, past_key_values=past,
-                use_cache=past is not None, position_embeddings=rotary,
-            )
-        if last is not None and last <= entry:
-            hidden = torch.where(here, waiting, hidden)
-        return hidden if last is not None else text.norm(hidden)
-
-    @staticmethod
-    def _mask(visible: torch.Tensor, queries: int) -> torch.Tensor:
-        """Causal mask (batch, 1, queries, keys), True where attended; every position sees itself, so no row is empty."""
-        keys = visible.shape[1]
-        own = torch.arange(keys - queries, keys, device=visible.device)[:, None]
-        key = torch.arange(keys, device=visible.device)[None, :]
-        return ((key <= own) & visible[:, None, :] | (key == own))[:, None]
-
     def forward(
-        self, input_ids, attention_mask=None, pixel_values=None, mm_token_type_ids=None, position_ids=None,
-        past_key_values=None, use_cache=None, **unused,
+        self, input_ids, attention_mask=None, pixel_values=None, position_ids=None, past_key_values=None, use_cache=None,
+        **unused,
     ):
-        """Hidden states (batch, length, hidden) and the KV cache. `mm_token_type_ids`: 1 at image slots, past included."""
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config.text_config)
+        """Hidden states (batch, length, hidden) after the final norm, and the KV cache."""
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if attention_mask is None:
-            attention_mask = input_ids.new_ones(input_ids.shape[0], seen + input_ids.shape[1])
-        if mm_token_type_ids is None:
-            mm_token_type_ids = (input_ids == self.config.image_token_id).long()
-        if mm_token_type_ids.shape != attention_mask.shape:
-            raise ValueError(
-                f"mm_token_type_ids covers {mm_token_type_ids.shape[1]} positions but attention_mask "
-                f"{attention_mask.shape[1]}; with a KV cache both must cover the cached past too"
-            )
         visual = self.get_image_features(pixel_values) if pixel_values is not None and not seen else None
         if visual is None and (input_ids == self.config.image_token_id).any():
             raise ValueError("the text holds image slots but no picture came with it; pass pixel_values to the first call")
-        hidden = self.embed(input_ids, visual)
-        return self.decode(hidden, mm_token_type_ids, attention_mask, position_ids, past_key_values), past_key_values
+        if position_ids is None and attention_mask is not None:  # or else padding on the left would shift the text
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        output = self.language_model(
+            inputs_embeds=self.embed(input_ids, visual), attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, use_cache=use_cache,
+        )
+        return output.last_hidden_state, output.past_key_values
+
+
+def _as_multiplied(module, inputs, angles):
+    """Rotary angles in the precision of the products: float32 ones would widen every key, and the KV cache with them."""
+    device = angles[0].device.type
+    return tuple(a.to(torch.get_autocast_dtype(device)) for a in angles) if torch.is_autocast_enabled(device) else angles
 
 
 class SmolBridgeForConditionalGeneration(SmolBridgePreTrainedModel, GenerationMixin):
@@ -265,13 +226,11 @@ class SmolBridgeForConditionalGeneration(SmolBridgePreTrainedModel, GenerationMi
         return self.lm_head
 
     def forward(
-        self, input_ids=None, attention_mask=None, pixel_values=None, mm_token_type_ids=None, position_ids=None,
-        past_key_values=None, labels=None, use_cache=None, logits_to_keep: int | torch.Tensor = 0, **unused,
+        self, input_ids=None, attention_mask=None, pixel_values=None, position_ids=None, past_key_values=None,
+        labels=None, use_cache=None, logits_to_keep: int | torch.Tensor = 0, **unused,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, kept, vocabulary); with `labels` (-100 = not supervised) also the mean loss, shifted once."""
-        hidden, past = self.model(
-            input_ids, attention_mask, pixel_values, mm_token_type_ids, position_ids, past_key_values, use_cache
-        )
+        hidden, past = self.model(input_ids, attention_mask, pixel_values, position_ids, past_key_values, use_cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         logits = self.lm_head(hidden[:, kept] if not isinstance(kept, int) else hidden)
         loss = None
@@ -279,16 +238,9 @@ class SmolBridgeForConditionalGeneration(SmolBridgePreTrainedModel, GenerationMi
             loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
 
-    def prepare_inputs_for_generation(self, input_ids, mm_token_type_ids=None, **kwargs):
-        """transformers cuts `mm_token_type_ids` to the new tokens; the lower layers must know the old slots too."""
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        if mm_token_type_ids is None:
-            mm_token_type_ids = (input_ids == self.config.image_token_id).long()
-        return {**inputs, "mm_token_type_ids": mm_token_type_ids}
-
 
 class SmolBridgeProcessor(ProcessorMixin):
-    """Text with `<image>` marks plus pictures → `input_ids`, `attention_mask`, `mm_token_type_ids`, `pixel_values`."""
+    """Text with `<image>` marks plus pictures → `input_ids`, `attention_mask`, `pixel_values`."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, visual_tokens: int = 24, **kwargs):
         self.visual_tokens = visual_tokens
@@ -308,7 +260,6 @@ class SmolBridgeProcessor(ProcessorMixin):
             raise ValueError(f"the text has {marks} {IMAGE_TOKEN} marks but {len(pictures)} pictures came with it")
         texts = [t.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.visual_tokens) for t in texts]
         data = dict(self.tokenizer(texts, padding=padding, padding_side=padding_side, return_tensors=return_tensors))
-        data["mm_token_type_ids"] = (data["input_ids"] == self.image_token_id).long()
         if pictures:
             data["pixel_values"] = self.image_processor(
                 [p.convert("RGB") for p in pictures], return_tensors=return_tensors
@@ -317,7 +268,7 @@ class SmolBridgeProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self):
-        return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values"]
+        return ["input_ids", "attention_mask", "pixel_values"]
 
 
 AutoConfig.register("smolbridge", SmolBridgeConfig)

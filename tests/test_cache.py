@@ -11,7 +11,8 @@ import tinyvlm
 import torch
 
 from mmlora import cache, lora
-from mmlora.cache import CacheError, PrefixCache, Samples, boundary
+from mmlora.cache import CacheError, PrefixCache, boundary
+from mmlora.samples import Samples, collate
 
 ALL = list(range(len(tinyvlm.PROBLEMS)))
 
@@ -65,7 +66,7 @@ def test_the_plain_loss_is_the_models_own(tiny_vlm, samples, adapted):
     """Sum over the batch = the mean that transformers' convention gives, times the supervised tokens."""
     model = adapted()
     loss, tokens = samples.loss(model, ALL)
-    reference = model(**cache.collate([samples[i] for i in ALL])).loss
+    reference = model(**collate([samples[i] for i in ALL])).loss
     assert torch.allclose(loss / tokens, reference, rtol=1e-5)
     assert tokens == sum(int((samples[i].labels != -100).sum()) for i in ALL)
 
@@ -91,8 +92,8 @@ def test_each_sample_gets_its_own_states(samples, adapted, tmp_path):
         one_by_one = [cached.loss(model, [i])[0].item() for i in ALL]
         plain = [samples.loss(model, [i])[0].item() for i in ALL]
         assert cached.loss(model, ALL)[0].item() == pytest.approx(sum(one_by_one), rel=1e-4)
-    assert one_by_one == pytest.approx(plain, rel=2e-3)
-    assert min(abs(a - b) for a in plain for b in plain if a != b) > 0.003 * max(plain)
+    assert one_by_one == pytest.approx(plain, rel=1e-3)
+    assert min(abs(a - b) for a in plain for b in plain if a != b) > 0.002 * max(plain)
 
 
 def test_a_prefix_is_stored_in_half_precision_and_no_padding(samples, adapted, tmp_path):
@@ -214,21 +215,13 @@ class FullDisk:
         self.file.close()
 
 
-def _full(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("what", ["hidden", "tokens"])
-def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_vlm, samples, adapted, tmp_path, monkeypatch, what):
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_vlm, samples, adapted, tmp_path, monkeypatch):
     model, folder = adapted().train(), tmp_path / "cache"
     PrefixCache.build(model, samples, folder)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     others = Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "answer")
     with monkeypatch.context() as patch:
-        if what == "hidden":
-            patch.setattr(cache, "open", FullDisk, raising=False)
-        else:
-            patch.setattr(cache.np, "savez", _full)
+        patch.setattr(cache, "open", FullDisk, raising=False)
         with pytest.raises(CacheError, match=r"could not write the prefix cache to .*: No space left .* needs \d+ MB"):
             PrefixCache.build(model, others, folder)
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
@@ -243,7 +236,7 @@ def test_an_old_cache_stays_until_the_new_one_is_complete(tiny_vlm, samples, ada
 
     def looking(model, others, first, aside, key):
         original(model, others, first, aside, key)
-        seen.append(PrefixCache._found(folder, old) is not None and sorted(p.name for p in aside.iterdir()))
+        seen.append(PrefixCache._found(folder, old, samples) is not None and sorted(p.name for p in aside.iterdir()))
 
     monkeypatch.setattr(cache, "_fill", looking)
     new = PrefixCache.build(model, Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "answer"), folder)

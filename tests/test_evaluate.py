@@ -47,7 +47,7 @@ def problems() -> list[Problem]:
 def whole_row(vlm: VLM, problem: Problem, choice: int) -> float:
     """The definition: one full row, no cache, no padding."""
     sample = encode(vlm.processor, replace(problem, answer=choice), "answer")
-    pixels = None if sample.pixel_values is None else sample.pixel_values[None]
+    pixels = sample.pictures.get("pixel_values")
     logits = vlm.model(input_ids=sample.input_ids[None], pixel_values=pixels).logits[0, :-1].log_softmax(-1)
     labels = sample.labels[1:]
     return float(logits.gather(-1, labels.clamp(min=0)[:, None])[:, 0][labels != IGNORED].sum())
@@ -69,7 +69,7 @@ def test_likelihood_equals_scoring_whole_rows(vlm, problems):
 def test_letter_is_the_next_token(vlm, problems):
     for problem, prediction in zip(problems, ev.evaluate(vlm, problems, "letter", progress=False), strict=True):
         sample = encode_prompt(vlm.processor, problem)
-        pixels = None if sample.pixel_values is None else sample.pixel_values[None]
+        pixels = sample.pictures.get("pixel_values")
         with torch.no_grad():
             log_probs = vlm.model(input_ids=sample.input_ids[None], pixel_values=pixels).logits[0, -1].log_softmax(-1)
         letters = [vlm.processor.tokenizer.convert_tokens_to_ids(x) for x in "ABCDE"[: len(problem.choices)]]

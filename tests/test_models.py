@@ -280,8 +280,8 @@ def test_another_bridge_or_size_is_another_model(assembled, tmp_path):
     for content in (b"one", b"two"):
         (tmp_path / "bridge").write_bytes(content)
         smolbridge(tmp_path / "bridge")
-    smolbridge(tmp_path / "bridge", entry_layer=10)
-    assert len(assembled) == 3 and assembled[-1][2:] == (tmp_path / "bridge", {"entry_layer": 10})
+    smolbridge(tmp_path / "bridge", image_size=224)
+    assert len(assembled) == 3 and assembled[-1][2:] == (tmp_path / "bridge", {"image_size": 224})
     assert len({smolbridge(None), smolbridge(None, visual_tokens=64), smolbridge(tmp_path / "bridge")}) == 3
 
 

@@ -34,7 +34,8 @@ def test_labels_cover_the_target_and_its_end_token_and_nothing_else(tiny_vlm, fo
     first = int(supervised.nonzero()[0])
     assert supervised[first:].all() and (sample.labels[first:] == sample.input_ids[first:]).all()
     assert tiny_vlm.processor.tokenizer.decode(sample.labels[first:]) == TARGETS[format] + tinyvlm.STOP
-    assert sample.mm_token_type_ids.sum() == 4 and not (sample.mm_token_type_ids.bool() & supervised).any()
+    slots = sample.input_ids == tiny_vlm.processor.image_token_id
+    assert slots.sum() == 4 and not (slots & supervised).any()
     assert target_text(LEFT, format) == TARGETS[format]
 
 
@@ -45,7 +46,7 @@ def test_training_reads_what_answering_reads(tiny_vlm, problem):
     length = int((taught.labels == IGNORED).sum())
     assert asked.input_ids.tolist() == taught.input_ids[:length].tolist()
     assert (asked.labels == IGNORED).all() and asked.id == taught.id == problem.id
-    assert (asked.pixel_values is None) == (problem.image is None)
+    assert (not asked.pictures) == (problem.image is None)
     assert tiny_vlm.processor.tokenizer.decode(asked.input_ids).endswith(f"{tinyvlm.START}assistant\n")
 
 
@@ -53,10 +54,9 @@ def test_an_image_mark_in_the_text_is_no_picture(tiny_vlm):
     odd = Problem("odd", "What does <image> mean?", ("<image>", "no"), 0, hint="In HTML, <image> is no tag.",
                   solution="It says <image>.")
     sample = encode(tiny_vlm.processor, odd, "explanation_answer")
-    assert sample.pixel_values is None and not sample.mm_token_type_ids.any()
-    assert not (sample.input_ids == tiny_vlm.processor.image_token_id).any()
+    assert not sample.pictures and not (sample.input_ids == tiny_vlm.processor.image_token_id).any()
     seen = encode(tiny_vlm.processor, replace(odd, image=LEFT.image), "explanation_answer")
-    assert seen.mm_token_type_ids.sum() == (seen.input_ids == tiny_vlm.processor.image_token_id).sum() == 4
+    assert (seen.input_ids == tiny_vlm.processor.image_token_id).sum() == 4 and len(seen.pictures["pixel_values"]) == 1
 
 
 def test_show_labels_marks_what_is_supervised(tiny_vlm):
@@ -84,7 +84,7 @@ def test_a_broken_picture_is_named_by_its_problem(tiny_vlm):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_pictures_of_any_mode_are_read(tiny_vlm, mode):
-    assert encode_prompt(tiny_vlm.processor, replace(LEFT, image=LEFT.image.convert(mode))).pixel_values.shape[0] == 3
+    assert encode_prompt(tiny_vlm.processor, replace(LEFT, image=LEFT.image.convert(mode))).pictures["pixel_values"].shape[1] == 3
 
 
 # Which choice was said.
@@ -157,10 +157,11 @@ def test_every_target_of_minisqa_names_its_own_choice():
 def test_smolbridge_reads_and_ends_as_its_tokenizer_says(real_vlm):
     processor = real_vlm.processor
     sample = encode(processor, LEFT, "explanation_answer")
-    assert sample.mm_token_type_ids.sum() == processor.visual_tokens == 24
-    assert sample.pixel_values.shape == (3, 256, 256)
+    slots = sample.input_ids == processor.image_token_id
+    assert slots.sum() == processor.visual_tokens == 24
+    assert sample.pictures["pixel_values"].shape == (1, 3, 256, 256)
     target = sample.labels[sample.labels != IGNORED]
     assert processor.tokenizer.decode(target) == TARGETS["explanation_answer"] + "<|im_end|>"
     assert show_labels(processor, sample).startswith("<|im_start|>user\n[24 image slots]\nQuestion: Which colour")
     assert int(target[-1]) == processor.tokenizer.eos_token_id == real_vlm.model.generation_config.eos_token_id
-    assert sample.input_ids[sample.mm_token_type_ids == 0].max() < real_vlm.model.config.text_config.vocab_size
+    assert sample.input_ids[~slots].max() < real_vlm.model.config.text_config.vocab_size

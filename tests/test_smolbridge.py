@@ -1,4 +1,4 @@
-"""The model: what the lower layers see, one pass against two, cached generation, and the transformers conventions."""
+"""The model: what it sees, cached generation, and the transformers conventions."""
 
 import copy
 
@@ -41,24 +41,9 @@ def no_gradients():
 
 def test_the_processor_gives_each_picture_its_slots(tiny_vlm, batch):
     assert SmolBridgeConfig().visual_tokens == 24 and tiny_vlm.model.config.visual_tokens == 4
-    assert batch["mm_token_type_ids"].sum(-1).tolist() == [4, 0, 4]
-    assert torch.equal(batch["mm_token_type_ids"].bool(), batch["input_ids"] == tiny_vlm.model.config.image_token_id)
+    assert (batch["input_ids"] == tiny_vlm.model.config.image_token_id).sum(-1).tolist() == [4, 0, 4]
     assert batch["pixel_values"].shape == (2, 3, 128, 128)
     assert batch["pixel_values"].min() >= -1 and batch["pixel_values"].max() <= 1
-
-
-def test_lower_layers_do_not_see_the_picture_and_the_answer_does(tiny_vlm):
-    core, hidden, logits = tiny_vlm.model.model, [], []
-    for colour in ("red", "green"):
-        data = tiny_vlm.processor(images=[tinyvlm.picture(colour)], text=["So <image> what colour is it?"])
-        slots, mask = data["mm_token_type_ids"], data["attention_mask"]
-        embeds = core.embed(data["input_ids"], core.get_image_features(data["pixel_values"]))
-        hidden.append(core.decode(embeds, slots, mask, last=2)[0])
-        logits.append(tiny_vlm.model(**data).logits[0, -1])
-    slots = slots[0].bool()
-    assert torch.equal(hidden[0][~slots], hidden[1][~slots])
-    assert not torch.allclose(hidden[0][slots], hidden[1][slots], atol=1e-3)
-    assert (logits[0] - logits[1]).abs().max() > 1e-2
 
 
 def test_every_part_of_the_picture_can_change_the_answer(tiny_vlm):
@@ -117,16 +102,6 @@ def test_pictures_are_seen_alike_in_any_number(tiny_vlm):
     assert torch.allclose(together, torch.cat([core.get_image_cells(p[None]) for p in pixels]), atol=1e-4)
 
 
-@pytest.mark.parametrize("boundary", range(5))
-def test_decoding_in_two_parts_is_decoding_in_one(tiny_vlm, batch, boundary):
-    core, slots, mask = tiny_vlm.model.model, batch["mm_token_type_ids"], batch["attention_mask"]
-    embeds = core.embed(batch["input_ids"], core.get_image_features(batch["pixel_values"]))
-    whole = core.decode(embeds, slots, mask)
-    parts = core.decode(core.decode(embeds, slots, mask, last=boundary), slots, mask, first=boundary)
-    assert torch.allclose(whole, parts, atol=1e-5)
-    assert torch.equal(whole, core(**batch)[0])
-
-
 def test_each_row_is_answered_as_if_alone(tiny_vlm, batch):
     together = tiny_vlm.model(**batch).logits
     for row in range(3):
@@ -177,13 +152,6 @@ def test_beams_take_their_own_pictures_along(tiny_vlm, batch):
         assert tiny_vlm.model.generate(**data, **settings)[0, data["input_ids"].shape[1] :].tolist() == together[row]
 
 
-def test_a_cached_step_must_be_told_of_the_old_slots(tiny_vlm, batch):
-    past = tiny_vlm.model(**batch, use_cache=True).past_key_values
-    mask = torch.cat([batch["attention_mask"], torch.ones(3, 1, dtype=torch.long)], dim=1)
-    with pytest.raises(ValueError, match="both must cover the cached past"):
-        tiny_vlm.model(torch.zeros(3, 1, dtype=torch.long), mask, past_key_values=past)
-
-
 # Transformers' conventions.
 
 
@@ -193,7 +161,7 @@ def test_saved_and_loaded_it_gives_the_same_bits(tiny_vlm, batch, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert type(model) is type(tiny_vlm.model) and type(processor) is SmolBridgeProcessor
-    assert not model.training and model.config.entry_layer == 2
+    assert not model.training
     assert model.lm_head.weight is model.get_input_embeddings().weight
     data = processor(images=[p for p in PICTURES if p], text=list(TEXTS), padding=True, padding_side="left")
     assert data.keys() == batch.keys() and all(torch.equal(data[key], batch[key]) for key in data)
@@ -242,7 +210,7 @@ def test_the_vision_tower_stays_in_evaluation_mode(tiny_vlm, batch):
 def test_the_connector_and_the_upper_layers_learn_from_the_answer(tiny_vlm, batch):
     model = copy.deepcopy(tiny_vlm.model)
     with torch.enable_grad():
-        model(**batch, labels=batch["input_ids"].masked_fill(batch["mm_token_type_ids"].bool(), -100)).loss.backward()
+        model(**batch, labels=batch["input_ids"].masked_fill(batch["input_ids"] == model.config.image_token_id, -100)).loss.backward()
     for part in (model.model.connector.describe, model.model.connector.recognise, model.model.connector.write, model.model.language_model):
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters() if p.dim() > 1)
 
@@ -266,9 +234,9 @@ def test_slots_without_their_picture_are_an_error(tiny_vlm, batch):
 
 def test_a_second_picture_in_a_cached_conversation_is_an_error_and_not_overlooked(tiny_vlm, batch):
     past = tiny_vlm.model(**batch, use_cache=True).past_key_values
-    twice = {name: torch.cat([batch[name]] * 2, dim=1) for name in ("attention_mask", "mm_token_type_ids")}
+    twice = torch.cat([batch["attention_mask"]] * 2, dim=1)
     with pytest.raises(ValueError, match="pass pixel_values to the first call"):
-        tiny_vlm.model(batch["input_ids"], pixel_values=batch["pixel_values"], past_key_values=past, **twice)
+        tiny_vlm.model(batch["input_ids"], pixel_values=batch["pixel_values"], past_key_values=past, attention_mask=twice)
 
 
 def test_a_picture_without_slots_is_an_error(tiny_vlm, batch):

@@ -29,7 +29,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build() -> VLM:
-    """The model in evaluation mode: four layers, pictures of 128 x 128 enter at the third as four tokens."""
+    """The model in evaluation mode: four layers, pictures of 128 x 128 as four tokens."""
     words = tokenizer()
     mark = words.convert_tokens_to_ids("<image>")
     text = AutoConfig.for_model(
@@ -38,7 +38,7 @@ def build() -> VLM:
         initializer_range=0.1,  # strong enough that every layer changes the outcome
     )
     config = SmolBridgeConfig(text_config=text, image_size=128, cell_width=16, bridge_width=64, visual_tokens=4, dictionary=40,
-                              entry_layer=2, image_token_id=mark)
+                              image_token_id=mark)
     torch.manual_seed(0)
     model = SmolBridgeForConditionalGeneration(config).eval()
     model.model.connector.write.weight.data *= 30  # as sure of its words as a trained one
