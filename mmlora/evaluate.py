@@ -112,6 +112,8 @@ def log_likelihoods(
     prompts = [encode_prompt(vlm.processor, p).followed_by(start) for p, start in zip(problems, starts)]
     batch = _left_padded(vlm, prompts)
     keep = max(map(len, starts)) + 1
+    if hasattr(base_model(vlm.model).model, "rope_deltas"):
+        base_model(vlm.model).model.rope_deltas = None  # of an earlier batch
     prefix = vlm.model(**batch, use_cache=True, logits_to_keep=keep)
     logits = prefix.logits.float()
     norms = logits.logsumexp(-1)
@@ -133,8 +135,6 @@ def _tail_likelihoods(vlm: VLM, batch: dict, past, owners: list[int], tails: lis
     device, core = batch["input_ids"].device, base_model(vlm.model).model
     rows = torch.tensor(owners, device=device)
     past.batch_select_indices(rows)
-    if getattr(core, "rope_deltas", None) is not None:  # Qwen's models remember how far a picture moved each row's positions
-        core.rope_deltas = core.rope_deltas[rows]
     width = max(map(len, tails)) - 1
     inputs, targets = (
         torch.tensor([t[a : len(t) - b] + [fill] * (width + 1 - len(t)) for t in tails], device=device)
@@ -144,6 +144,8 @@ def _tail_likelihoods(vlm: VLM, batch: dict, past, owners: list[int], tails: lis
     by_token = {name: t[rows] for name, t in batch.items() if t.shape == batch["input_ids"].shape}
     whole = {name: torch.cat([t, new.get(name, torch.full_like(inputs, SAID.get(name, 0)))], dim=1)
              for name, t in by_token.items()}
+    if getattr(core, "rope_deltas", None) is not None:  # Qwen's models count on from where a row's picture moved them
+        whole["position_ids"] = (whole["attention_mask"].cumsum(-1) - 1 + core.rope_deltas[rows]).expand(3, -1, -1)
     # The model's own rule says what a forward over a filled cache needs: it differs between architectures.
     step = vlm.model.prepare_inputs_for_generation(
         **whole, past_key_values=past, next_sequence_length=width, use_cache=True, is_first_iteration=False

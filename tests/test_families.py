@@ -69,7 +69,7 @@ def test_what_is_supervised_is_the_answer_and_its_end(family, vlm):
         said = sample.labels[sample.labels != IGNORED]
         assert int(said[-1]) == tokenizer.eos_token_id
         assert tokenizer.decode(said[:-1]).strip() == target_text(problem, "explanation_answer").strip()
-        slots = int((sample.input_ids == vlm.processor.image_token_id).sum())
+        slots = sample.input_ids.tolist().count(vlm.processor.image_token_id)
         assert (slots > 0) == (problem.image is not None and families.FAMILIES[family].sees)
         assert problem.question in show_labels(vlm.processor, sample)
 
@@ -116,7 +116,7 @@ def test_answers_in_a_batch_are_those_given_one_by_one(vlm):
     with pytest.warns(UserWarning, match="cut at 6 tokens"):
         together = ev.evaluate(vlm, MIXED, "generate", batch_size=5, max_new_tokens=6, progress=False)
         assert together == ev.evaluate(vlm, MIXED, "generate", batch_size=1, max_new_tokens=6, progress=False)
-    assert all(p.text for p in together)
+    assert len({p.text for p in together}) > 1
 
 
 @torch.no_grad()
