@@ -23,7 +23,19 @@ from mmlora.errors import MMLoraError
 from mmlora.memory import give_back
 from mmlora.models import VLM, base_model
 from mmlora.precision import mixed
-from mmlora.prompts import IGNORED, SAID, Sample, encode_prompt, encode_texts, parse_answer, target_text
+from mmlora.prompts import (
+    IGNORED,
+    SAID,
+    Sample,
+    encode_prompt,
+    encode_texts,
+    lmms_prompt,
+    parse_answer,
+    parse_lmms,
+    parse_official,
+    prompt_text,
+    target_text,
+)
 from mmlora.samples import collate, on_device
 from mmlora.scienceqa import LETTERS, Problem
 from mmlora.scores import Prediction, Scores, compare, majority_class, score
@@ -31,7 +43,11 @@ from mmlora.scores import Prediction, Scores, compare, majority_class, score
 __all__ = ["Method", "Prediction", "Scores", "blanked", "compare", "evaluate", "log_likelihoods", "majority_class",
            "occlusion", "score"]
 
-Method = Literal["likelihood", "letter", "generate"]
+Method = Literal["likelihood", "letter", "generate", "official", "lmms_eval"]
+
+#: Where the model speaks freely: what it is asked, and which choice it then named.
+SPOKEN = {"generate": (prompt_text, parse_answer), "official": (prompt_text, parse_official),
+          "lmms_eval": (lmms_prompt, parse_lmms)}
 
 
 class EvaluationError(MMLoraError):
@@ -47,6 +63,9 @@ def evaluate(
     - `likelihood`: the choice whose answer sentence has the highest summed log-probability after the prompt.
     - `letter`: the choice whose letter has the highest log-probability as the next token.
     - `generate`: greedy generation of explanation and answer, then `prompts.parse_answer`.
+    - `official`: the same, for models that say letters: ScienceQA's own regular expression, and its random guess (fixed
+      here by the problem's id) where it finds nothing; warns how many were guessed.
+    - `lmms_eval`: the prompt and the parser of lmms-eval's task `scienceqa`; what is no letter is wrong.
 
     `shuffle_seed` shows the choices in another order, fixed by the seed and the problem's id; `choice` and `scores`
     of a `Prediction` always refer to the problem as given. Raises `EvaluationError` for an unknown method, and where
@@ -57,14 +76,18 @@ def evaluate(
     orders = [_order(problem, shuffle_seed) for problem in problems]
     shown = [problem.reordered(order) for problem, order in zip(problems, orders)]
     answers: dict[int, Prediction] = {}
-    cut = 0
+    cut, guessed = 0, 0
     with _evaluating(vlm), tqdm(total=len(shown), desc=method, unit="problem", disable=not progress) as bar:
         for rows in _batches(shown, batch_size):
             batch = [shown[i] for i in rows]
-            if method == "generate":
-                texts, unfinished = _generate(vlm, batch, max_new_tokens)
+            if method in SPOKEN:
+                prompt, parse = SPOKEN[method]
+                texts, unfinished = _generate(vlm, batch, max_new_tokens, prompt)
                 cut += unfinished
-                found = [(parse_answer(text, p.choices), text, ()) for text, p in zip(texts, batch)]
+                found = [(parse(text, p.choices), text, ()) for text, p in zip(texts, batch)]
+                if method == "official":
+                    guessed += sum(choice is None for choice, *_ in found)
+                    found = [(_guess(p) if choice is None else choice, *rest) for (choice, *rest), p in zip(found, batch)]
             else:
                 found = _choose(vlm, batch, method)
             answers |= {i: _prediction(problems[i], orders[i], *answer) for i, answer in zip(rows, found)}
@@ -72,6 +95,9 @@ def evaluate(
             give_back()  # a KV cache grows by copying: each length leaves a hole behind
     if cut:
         warnings.warn(f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
+                      stacklevel=2)
+    if guessed:
+        warnings.warn(f"{guessed} of {len(problems)} answers named no letter and were guessed, as the official scorer does",
                       stacklevel=2)
     return [answers[i] for i in range(len(problems))]
 
@@ -172,10 +198,14 @@ def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple
     return found
 
 
-def _generate(vlm: VLM, problems: Sequence[Problem], max_new_tokens: int) -> tuple[list[str], int]:
+def _guess(problem: Problem) -> int:
+    return random.Random(f"guess {problem.id}").randrange(len(problem.choices))
+
+
+def _generate(vlm: VLM, problems: Sequence[Problem], max_new_tokens: int, prompt=prompt_text) -> tuple[list[str], int]:
     """Greedy continuations of the prompts, and how many of them did not reach their end token."""
     tokenizer = vlm.processor.tokenizer
-    batch = _left_padded(vlm, [encode_prompt(vlm.processor, p) for p in problems])
+    batch = _left_padded(vlm, [encode_prompt(vlm.processor, p, prompt) for p in problems])
     rows = vlm.model.generate(
         **batch, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=_pad(vlm),

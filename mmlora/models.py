@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -22,13 +22,16 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     ViTImageProcessor,
 )
 
-from mmlora import weights
+from mmlora import catalog, hub, weights
 from mmlora.errors import MMLoraError
 from mmlora.memory import reuse_blocks
 from mmlora.paths import WEIGHTS, cache_home
+from mmlora.precision import device, nf4, weights_dtype
+from mmlora.resolution import set_side
 from mmlora.smolbridge import (
     IMAGE_TOKEN,
     SmolBridgeConfig,
@@ -47,6 +50,8 @@ CHAT_TEMPLATE = (
 )
 BRIDGE = WEIGHTS / "smolbridge" / "bridge.safetensors"
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
+
 
 class UnknownModel(MMLoraError):
     """No model has this name; the message lists the nearest ones."""
@@ -59,6 +64,7 @@ class VLM:
     name: str
     model: PreTrainedModel
     processor: object
+    revision: str | None = None  # the commit on the hub that it came from
 
 
 class TextProcessor:
@@ -87,23 +93,43 @@ def decoder_layers(model) -> nn.ModuleList:
     return base_model(model).get_decoder().layers
 
 
-def load_vlm(name: str = "smolbridge") -> VLM:
-    """Load a model by short name, or from a local folder written by `save_pretrained`; float32, eval mode.
+def load_vlm(
+    name: str = "smolbridge", *, side: int | None = None, revision: str | None = None, four_bit: bool = False
+) -> VLM:
+    """Load a model by its short name (`mmlora.catalog`), its hub id, or from a folder that `save_pretrained` wrote.
 
-    Raises `UnknownModel` (with the nearest names) and `weights.WeightsError`.
+    It comes in evaluation mode, on the best device here, in the precision that suits it. `side` bounds the size of
+    pictures in pixels (`mmlora.resolution`), `revision` is a commit or tag on the hub, `four_bit` keeps frozen weights
+    in NF4 (QLoRA, arXiv 2305.14314).
+    Raises `UnknownModel` (with the nearest names), `HubError`, `ResolutionError`, `PrecisionError` and
+    `weights.WeightsError`.
     """
-    folder = Path(name)
-    if name == "smolbridge":
+    entry, folder, commit = catalog.find(name), Path(name), None
+    if (folder / "config.json").is_file():
+        pass
+    elif entry and entry.repo is None:
         folder = smolbridge()
-    elif not (folder / "config.json").is_file():
-        near = difflib.get_close_matches(name, ["smolbridge"], 3, 0.3)
-        raise UnknownModel(
-            f"no model is called {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
-            + "; give 'smolbridge' or a folder that save_pretrained wrote"
-        )
+    elif entry or (HUB_ID.fullmatch(name) and not folder.exists()):
+        snapshot = hub.download(entry.repo if entry else name, revision)
+        folder, commit = snapshot.path, snapshot.revision
+    else:
+        near = " or ".join(repr(n) for n in catalog.nearest(name))
+        raise UnknownModel(f"no model is called {name!r}" + (f" (did you mean {near}?)" if near else "") + "; give a short name "
+                           "from the README's table, a hub id (owner/name) or a folder that save_pretrained wrote")
     reuse_blocks()
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    return VLM(name, model.eval(), AutoProcessor.from_pretrained(folder))
+    sees = type(AutoConfig.from_pretrained(folder)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    placed = {"quantization_config": nf4(), "device_map": {"": 0}} if four_bit else {}
+    model = kind.from_pretrained(folder, dtype=weights_dtype(), use_safetensors=True, **placed)
+    if not four_bit:
+        model = model.to(device())
+    processor = AutoProcessor.from_pretrained(folder) if sees else TextProcessor(AutoTokenizer.from_pretrained(folder))
+    size = entry.size if entry and side is None else None
+    if side is not None:
+        set_side(processor, side)
+    elif size:
+        processor.image_processor.size = type(processor.image_processor.size)(**size)
+    return VLM(name, model.eval(), processor, commit)
 
 
 def smolbridge(bridge: Path | None = BRIDGE, **config) -> Path:

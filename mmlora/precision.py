@@ -1,12 +1,14 @@
 """Which numbers a machine multiplies: bfloat16 where it has instructions for it, or else float32.
 
-Weights, adapters and sums stay in float32; only the matrix products are rounded (torch's autocast). On processors with
-AVX512-BF16 or AMX, and on Ampere cards and later, that is several times faster. On others it is several times
-slower, so a CPU is timed. `MMLORA_PRECISION=float32` in the environment turns it off.
+Adapters and sums stay in float32, and frozen weights too where memory allows (on a CPU); only the matrix products are
+rounded (torch's autocast). On processors with AVX512-BF16 or AMX, and on Ampere cards and later, that is several times
+faster. On others it is several times slower, so a CPU is timed. `MMLORA_PRECISION=float32` in the environment turns it
+off.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from functools import lru_cache
 from time import perf_counter
@@ -14,8 +16,13 @@ from time import perf_counter
 import torch
 from torch.nn.functional import linear
 
+from mmlora.errors import MMLoraError
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class PrecisionError(MMLoraError):
+    """Numbers that this machine cannot work with; the message says what to do."""
 
 
 @lru_cache(maxsize=1)
@@ -26,6 +33,29 @@ def precision() -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if _seconds(torch.bfloat16) < 0.7 * _seconds(torch.float32) else "no"
+
+
+def device() -> torch.device:
+    """The best one here: an NVIDIA or AMD card, a Mac's own GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def weights_dtype() -> torch.dtype:
+    """What frozen weights are kept in: half precision on a card, whose memory is what runs out, float32 elsewhere."""
+    return DTYPES[precision()] if device().type == "cuda" else torch.float32
+
+
+def nf4():
+    """The configuration of 4-bit weights. Raises `PrecisionError` where they cannot be had."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        raise PrecisionError("4-bit weights need an NVIDIA card and the package bitsandbytes (pip install bitsandbytes); "
+                             "leave four_bit out, or choose a model under 3 billion parameters")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=weights_dtype())
 
 
 def mixed(device: torch.device) -> torch.autocast:

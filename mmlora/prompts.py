@@ -1,13 +1,14 @@
 """From a problem to tokens: the prompt, the target text, and labels that cover the target only.
 
-ScienceQA calls its formats QCM→A, QCM→AE and QCM→EA: question, context and multiple options go in; the answer comes
-out alone, before its explanation, or after it. Answers are text, never letters: a small model learns them sooner.
+ScienceQA names its formats by what goes in and what comes out: question, context and multiple options; the answer, the
+lecture and the explanation (the solution). Our own formats say the answer as text, which a small model learns sooner;
+those called QCM-… say its letter as the official code does (Lu et al. 2022, arXiv 2209.09513).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, get_args
@@ -19,7 +20,7 @@ from mmlora.errors import MMLoraError
 from mmlora.loss import IGNORED
 from mmlora.scienceqa import LETTERS, Problem
 
-Format = Literal["answer", "answer_explanation", "explanation_answer"]
+Format = Literal["answer", "answer_explanation", "explanation_answer", "QCM-A", "QCM-ALE", "QCM-LEA"]
 
 #: What tells the model's own words from the prompt, where an architecture asks (PaliGemma reads a prompt both ways).
 SAID = {"token_type_ids": 1}
@@ -66,16 +67,25 @@ def prompt_text(problem: Problem) -> str:
     return f"Question: {problem.question}\n{context}Options: {options}"
 
 
+def lmms_prompt(problem: Problem) -> str:
+    """The prompt that lmms-eval's task `scienceqa` gives: options below each other, and the demand for a letter."""
+    context = f"Context: {problem.hint}\n" if problem.hint else ""
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, problem.choices))
+    return f"{context}{problem.question}\n{options}\nAnswer with the option's letter from the given choices directly."
+
+
 def target_text(problem: Problem, format: Format) -> str:
     """What the model should say."""
-    answer = f"The answer is {problem.answer_text}."
-    if format == "answer":
-        return answer
-    if format == "answer_explanation":
-        return f"{answer} {problem.solution}"
-    if format == "explanation_answer":
-        return f"{problem.solution} {answer}"
-    raise PromptError(f"no target format is called {format!r}; there are {', '.join(get_args(Format))}")
+    if format not in get_args(Format):
+        raise PromptError(f"no target format is called {format!r}; there are {', '.join(get_args(Format))}")
+    letters = format.startswith("QCM-")
+    answer = f"The answer is {LETTERS[problem.answer] if letters else problem.answer_text}."
+    parts = {
+        "answer": [answer], "answer_explanation": [answer, problem.solution], "explanation_answer": [problem.solution, answer],
+        "QCM-A": [answer], "QCM-ALE": [answer, "BECAUSE:", problem.lecture, problem.solution],
+        "QCM-LEA": [problem.lecture, problem.solution, answer],
+    }[format]
+    return " ".join(part for part in parts if part)
 
 
 def encode_texts(processor, id: str, prompt: str, image, target: str | None) -> Sample:
@@ -127,9 +137,9 @@ def encode(processor, problem: Problem, format: Format) -> Sample:
     return encode_texts(processor, problem.id, prompt_text(problem), problem.image, target)
 
 
-def encode_prompt(processor, problem: Problem) -> Sample:
+def encode_prompt(processor, problem: Problem, prompt: Callable[[Problem], str] = prompt_text) -> Sample:
     """The prompt alone, ending where the assistant speaks."""
-    return encode_texts(processor, problem.id, prompt_text(problem), problem.image, None)
+    return encode_texts(processor, problem.id, prompt(problem), problem.image, None)
 
 
 def _readable(id: str, image):
@@ -157,6 +167,20 @@ def show_labels(processor, sample: Sample) -> str:
         text = f"[{len(ids)} image slots]" if slot else words
         pieces.append(f"⟦{text}⟧" if supervised else text)
     return "".join(pieces)
+
+
+def parse_official(text: str, choices: Sequence[str]) -> int | None:
+    """The choice whose letter the official scorer reads: a text that says "The answer is X." exactly once; else None."""
+    found = re.findall(r"The answer is ([A-Z]).", text)
+    index = LETTERS.find(found[0]) if len(found) == 1 else -1
+    return index if 0 <= index < len(choices) else None
+
+
+def parse_lmms(text: str, choices: Sequence[str]) -> int | None:
+    """The choice that lmms-eval counts: a text that is a letter, or begins with a letter and a full stop; else None."""
+    letter = text if len(text) == 1 else text[0] if text[1:2] == "." else ""
+    index = LETTERS.find(letter) if letter else -1
+    return index if 0 <= index < len(choices) else None
 
 
 def parse_answer(text: str, choices: tuple[str, ...]) -> int | None:

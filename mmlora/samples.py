@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mmlora.loss import IGNORED, supervised_loss
 from mmlora.models import VLM, base_model
-from mmlora.prompts import Format, Sample, encode
+from mmlora.prompts import Format, PromptError, Sample, encode
 from mmlora.scienceqa import Problem
 
 
@@ -58,6 +58,15 @@ class Samples:
             _update(digest, sample)
             self.rows.append(_without_pixels(sample))
         self.lengths, self.fingerprint = [len(row) for row in self.rows], digest.hexdigest()
+        self._check_lengths(vlm.model.config.get_text_config().max_position_embeddings)
+
+    def _check_lengths(self, room: int):
+        """Nothing is ever cut short, so what does not fit is an error before anything is computed."""
+        long = [i for i, length in enumerate(self.lengths) if length > room]
+        if long:
+            named = ", ".join(f"{self.ids[i]} ({self.lengths[i]} tokens)" for i in long[:5])
+            raise PromptError(f"{len(long)} of {len(self.ids)} problems do not fit in the model's {room} tokens: {named}; leave "
+                              "them out, or give load_vlm a smaller side for their pictures")
 
     def __len__(self) -> int:
         return len(self.problems)

@@ -91,6 +91,7 @@ class _Run:
             torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         )
         self.place, self.journal = _Place(), Journal(folder)
+        self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved where they do not fit
         self.order: list[list[int]] = []
         self.recent: deque[float] = deque(maxlen=32)  # seconds of a step; lengths vary, so the slowest is reserved
         self.save_seconds = self.saved_at = 0.0
@@ -173,18 +174,25 @@ class _Run:
         return batches(self.source.lengths, self.settings.batch_size, self.settings.seed, self.place.epoch)
 
     def backward(self, batch: list[int]) -> tuple[float, int]:
-        """Gradients of the mean loss over the batch's supervised tokens; returns that loss and their number."""
-        size = self.settings.micro_batch_size or len(batch)
-        total, tokens = 0.0, 0
-        for start in range(0, len(batch), size):
-            part = batch[start : start + size]
-            with self.accelerator.autocast():
-                loss_sum, supervised = self.source.loss(self.model, part)
-            value = loss_sum.item()
-            if not math.isfinite(value):
-                raise self.not_finite("loss", part)
-            self.accelerator.backward(loss_sum)
-            total, tokens = total + value, tokens + supervised
+        """Gradients of the mean loss over the batch's supervised tokens; returns that loss and their number.
+
+        A batch that does not fit in memory is taken in halves from then on: more forward passes, the same step.
+        """
+        while True:
+            size = min(self.micro, len(batch))
+            try:
+                total, tokens = self.accumulate([batch[at : at + size] for at in range(0, len(batch), size)])
+                break
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise TrainingError(f"sample {self.names(batch)} alone does not fit in memory; train fewer layers, "
+                                        "take smaller pictures or a smaller model") from error
+            self.micro = -(-size // 2)
+            self.optimizer.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.journal.say(f"out of memory: from now on {self.micro} samples a forward pass; a step still takes "
+                             f"{self.settings.batch_size}")
         if tokens == 0:
             raise TrainingError(f"no token of the samples {self.names(batch)} is supervised; check their labels")
         self.accelerator.unscale_gradients()
@@ -192,6 +200,19 @@ class _Run:
             if parameter.grad is not None:
                 parameter.grad.div_(tokens)
         return total / tokens, tokens
+
+    def accumulate(self, parts: list[list[int]]) -> tuple[float, int]:
+        """Add up the gradients of the summed losses of `parts`."""
+        total, tokens = 0.0, 0
+        for part in parts:
+            with self.accelerator.autocast():
+                loss_sum, supervised = self.source.loss(self.model, part)
+            value = loss_sum.item()
+            if not math.isfinite(value):
+                raise self.not_finite("loss", part)
+            self.accelerator.backward(loss_sum)
+            total, tokens = total + value, tokens + supervised
+        return total, tokens
 
     def clip(self, batch: list[int]) -> float | None:
         """The gradient's norm before clipping; None where fp16 overflowed and the scaler will skip the step."""

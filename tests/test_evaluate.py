@@ -94,12 +94,23 @@ def test_generation_in_a_left_padded_batch_equals_one_by_one(vlm, problems):
 
 def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):
     said = {"a": "It is dark olive. The answer is dark olive green.", "b": "I would rather not say."}
-    monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit: ([said[p.id] for p in batch], 0))
+    monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit, prompt: ([said[p.id] for p in batch], 0))
     first, second = ev.evaluate(vlm, problems[:2], "generate", progress=False)
     assert (first.choice, first.correct) == (1, True)
     assert (second.choice, second.correct) == (None, False)
     scores = score(problems[:2], [first, second])
     assert (scores.accuracy, scores.unanswered) == (50.0, 1)
+
+
+def test_the_official_scorer_guesses_and_says_so(vlm, problems, monkeypatch):
+    said = dict(zip((p.id for p in problems), ("Because. The answer is B.", "Hm.", "The answer is E.", "A.")))
+    monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit, prompt: ([said[p.id] for p in batch], 0))
+    with pytest.warns(UserWarning, match="2 of 4 answers named no letter and were guessed"):
+        answers = ev.evaluate(vlm, problems, "official", progress=False)
+    assert (answers[0].choice, answers[2].choice) == (1, 4)
+    assert all(0 <= a.choice < len(p.choices) for a, p in zip(answers, problems))
+    strict = ev.evaluate(vlm, problems, "lmms_eval", progress=False)
+    assert [a.choice for a in strict] == [None, None, None, 0]
 
 
 def test_shuffle_is_fixed_by_its_seed_and_mapped_back(vlm, problems, monkeypatch):
@@ -115,7 +126,7 @@ def test_shuffle_is_fixed_by_its_seed_and_mapped_back(vlm, problems, monkeypatch
         assert prediction.choice == int(np.argmax(prediction.scores))
         assert prediction.correct == (prediction.choice == problem.answer)
     for i, choice in enumerate(problems[0].choices):
-        monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit: ([f"The answer is {choice}."], 0))  # noqa: B023
+        monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit, prompt: ([f"The answer is {choice}."], 0))  # noqa: B023
         assert ev.evaluate(vlm, problems[:1], "generate", shuffle_seed=7, progress=False)[0].choice == i
 
 
@@ -132,7 +143,7 @@ def test_the_model_comes_back_as_it_was(vlm, problems):
 
 
 def test_bad_requests_say_what_to_do(vlm, problems):
-    with pytest.raises(ev.EvaluationError, match="'guess'; there are likelihood, letter, generate"):
+    with pytest.raises(ev.EvaluationError, match="'guess'; there are likelihood, letter, generate, official, lmms_eval"):
         ev.evaluate(vlm, problems, "guess", progress=False)
     with pytest.raises(ev.EvaluationError, match="problem b has no picture"):
         ev.occlusion(vlm, problems[1], Prediction("b", 0, True, "yes"))

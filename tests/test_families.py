@@ -15,7 +15,8 @@ from mmlora import evaluate as ev
 from mmlora import lora
 from mmlora.cache import CacheError, PrefixCache, boundary
 from mmlora.models import VLM
-from mmlora.prompts import IGNORED, encode, encode_prompt, show_labels, target_text
+from mmlora.prompts import IGNORED, PromptError, encode, encode_prompt, show_labels, target_text
+from mmlora.resolution import ResolutionError, set_side, visual_tokens
 from mmlora.samples import Samples, collate, on_device
 
 #: Pictures of several shapes and sizes, and text among them.
@@ -177,3 +178,45 @@ def test_a_prompt_ends_where_the_answer_begins(vlm):
         asked, taught = encode_prompt(vlm.processor, problem), encode(vlm.processor, problem, "answer")
         assert asked.input_ids.tolist() == taught.input_ids[: len(asked)].tolist()
         assert (taught.labels[: len(asked)] == IGNORED).all() and (taught.labels[len(asked) :] != IGNORED).all()
+
+
+def test_half_precision_weights_train_an_adapter_in_float32(family, vlm, samples):
+    """What a card does, done on the CPU: weights in bfloat16, products too, the adapter and its gradient in float32."""
+    wrapped = adapted(replace(vlm, model=vlm.model.to(torch.bfloat16)), within=towers_of(family))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, tokens = samples.loss(wrapped.model, ALL)
+    (loss / tokens).backward()
+    for name, parameter in wrapped.model.named_parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+    assert min(lora.gradient_norms(wrapped.model).values()) > 0
+    whole, _ = samples.loss(adapted(families.build(family), within=towers_of(family)).model, ALL)
+    assert loss.item() == pytest.approx(whole.item(), rel=0.02)
+
+
+# The size of pictures.
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "smolvlm2", "qwen2.5-vl", "qwen3-vl"])
+def test_the_side_is_obeyed(name):
+    large = replace(PROBLEMS[0], image=picture("red", "blue", (120, 96)))
+    counts = []
+    for side in (24, 64):
+        vlm = families.build(name)
+        set_side(vlm.processor, side)
+        sample = encode(vlm.processor, large, "answer")
+        counts.append(sample.input_ids.tolist().count(vlm.processor.image_token_id))
+        assert counts[-1] == visual_tokens(vlm.processor, 120, 96)
+        assert Samples(vlm, [large], "answer").loss(vlm.model, [0])[0].isfinite()
+    assert 0 < counts[0] < counts[1]
+
+
+@pytest.mark.parametrize("name", ["llava-1.5", "paligemma2"])
+def test_a_fixed_side_says_so(name):
+    with pytest.raises(ResolutionError, match="reads pictures at 32 x 32 pixels only"):
+        set_side(families.build(name).processor, 64)
+
+
+def test_what_does_not_fit_is_named_and_never_cut(vlm):
+    long = replace(MIXED[0], id="long", hint="much " * 2500)
+    with pytest.raises(PromptError, match=r"1 of 2 problems do not fit in the model's 2048 tokens: long \(\d+ tokens\)"):
+        Samples(vlm, [MIXED[0], long], "answer")

@@ -217,7 +217,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(home, stick, downloaded):
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(UnknownModel, match=r"no model is called 'smolbrigde' \(did you mean 'smolbridge'\?\); give"):
         load_vlm("smolbrigde")
-    with pytest.raises(UnknownModel, match="no model is called 'xyz'; give 'smolbridge' or a folder"):
+    with pytest.raises(UnknownModel, match=r"no model is called 'xyz'; give a short name .* a hub id \(owner/name\) or a folder"):
         load_vlm("xyz")
 
 

@@ -8,7 +8,18 @@ import tinyvlm
 from PIL import Image
 
 from mmlora.loss import IGNORED
-from mmlora.prompts import PromptError, encode, encode_prompt, parse_answer, prompt_text, show_labels, target_text
+from mmlora.prompts import (
+    PromptError,
+    encode,
+    encode_prompt,
+    lmms_prompt,
+    parse_answer,
+    parse_lmms,
+    parse_official,
+    prompt_text,
+    show_labels,
+    target_text,
+)
 from mmlora.scienceqa import Problem
 
 LEFT, TEXT = tinyvlm.PROBLEMS[:2]
@@ -70,7 +81,7 @@ def test_show_labels_marks_what_is_supervised(tiny_vlm):
 
 
 def test_an_unknown_format_is_named_with_the_known_ones(tiny_vlm):
-    with pytest.raises(PromptError, match="'letters'; there are answer, answer_explanation, explanation_answer"):
+    with pytest.raises(PromptError, match="'letters'; there are answer, answer_explanation, explanation_answer, QCM-A"):
         encode(tiny_vlm.processor, LEFT, "letters")
 
 
@@ -139,6 +150,43 @@ def test_every_target_names_its_own_choice(format, choices):
     for answer in range(len(choices)):
         problem = replace(LEFT, choices=choices, answer=answer, solution="It is so. Look at the left.")
         assert parse_answer(target_text(problem, format), choices) == answer
+
+
+# ScienceQA's own protocol, and lmms-eval's.
+
+TAUGHT = replace(TEXT, lecture="Colours are seen by eye.", answer=1)
+
+
+@pytest.mark.parametrize("format, said", [
+    ("QCM-A", "The answer is B."),
+    ("QCM-ALE", "The answer is B. BECAUSE: Colours are seen by eye. Green is seen."),
+    ("QCM-LEA", "Colours are seen by eye. Green is seen. The answer is B."),
+])
+def test_the_official_formats_say_the_letter(format, said):
+    assert target_text(TAUGHT, format) == said
+    assert parse_official(said, TAUGHT.choices) == 1
+    bare = replace(TAUGHT, lecture="", solution="")  # a fifth of ScienceQA has no lecture
+    assert "  " not in target_text(bare, format) and parse_official(target_text(bare, format), bare.choices) == 1
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("The answer is A. The answer is B.", None), ("So The answer is C.", 2), ("The answer is A. BECAUSE: A.", 0), ("the answer is A.", None), ("The answer is D.", None),
+    ("The answer is Z.", None), ("A", None), ("The answer is", None),
+])
+def test_the_official_scorer_reads_one_letter(text, expected):
+    assert parse_official(text, COLOURS) == expected
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("B", 1), ("B.", 1), ("C. green", 2), ("b", None), ("(B)", None), ("B green", None), ("The answer is B.", None), ("", None), ("D", None),
+])
+def test_lmms_eval_takes_a_letter_and_nothing_else(text, expected):
+    assert parse_lmms(text, COLOURS) == expected
+
+
+def test_lmms_evals_prompt():
+    assert lmms_prompt(TEXT) == ("Context: Colours are seen.\nWhich is a colour?\nA. seven\nB. green\n"
+                                 "Answer with the option's letter from the given choices directly.")
 
 
 def test_every_target_of_minisqa_names_its_own_choice():

@@ -108,6 +108,36 @@ def test_micro_batches_change_the_memory_and_not_the_step(tmp_path):
         torch.testing.assert_close(models[0][name], models[1][name], atol=2e-4, rtol=1e-3)
 
 
+class Large(tiny.Tokens):
+    """More than `room` samples at once do not fit in memory."""
+
+    room = 2
+
+    def loss(self, model, indices):
+        if len(indices) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().loss(model, indices)
+
+
+def test_out_of_memory_halves_the_forward_pass_and_not_the_step(tmp_path, capsys):
+    models = []
+    for name, source, size in (("told", tiny.Tokens(), 2), ("found", Large(), None)):
+        model = tiny.adapted(dropout=0.0)
+        log = fit(model, source, replace(QUICK, micro_batch_size=size), tmp_path / name)
+        assert log.samples_seen == QUICK.steps * QUICK.batch_size
+        models.append(dict(model.named_parameters()))
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    said = capsys.readouterr()
+    assert "from now on 4 samples" in said.out + said.err and "from now on 2 samples a forward pass; a step still takes 8" in said.out + said.err
+
+
+def test_a_sample_that_never_fits_ends_the_run_with_its_name(tmp_path):
+    source = Large()
+    source.room = 0
+    with pytest.raises(TrainingError, match=r"sample sample-\d+.* alone does not fit in memory"):
+        fit(tiny.adapted(), source, QUICK, tmp_path)
+
+
 def test_the_loss_is_the_mean_over_supervised_tokens_and_the_prompt_has_none(tmp_path):
     model, source = tiny.adapted(dropout=0.0), tiny.Tokens(8)
     log = fit(model, source, replace(QUICK, steps=1), tmp_path)
