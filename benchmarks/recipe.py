@@ -27,6 +27,7 @@ from mmlora.minisqa.dataset import build
 from mmlora.models import BRIDGE, VLM, base_model, load_vlm, smolbridge
 from mmlora.paths import MINISQA, RESULTS
 from mmlora.run import Budget
+from mmlora.samples import Samples
 from mmlora.sources import load_problems
 from mmlora.train import TrainSettings, fit
 
@@ -46,7 +47,6 @@ def fewer_tokens(bridge: Path, tokens: int, folder: Path) -> Path:
 def main(
     name: str, format: str = "explanation_answer", method: str = "generate", rank: int = 16, lr: float = 2e-3,
     first_layer: Annotated[int, typer.Option(help="LoRA begins here")] = 15,
-    entry: Annotated[int, typer.Option(help="decoder layer that the visual tokens enter at")] = 0,
     tokens: Annotated[int, typer.Option(help="visual tokens, of the bridge's 24")] = 24,
     tune_connector: Annotated[bool, typer.Option(help="train the bridge too: nothing can be cached then")] = False,
     batch_size: int = 8, minutes: float = 3.0, seed: int = 0,
@@ -58,7 +58,7 @@ def main(
         train, test = (load_problems(folder, split) for split in SIZES)
     work = Path(tempfile.mkdtemp(prefix="recipe-"))
     bridge = fewer_tokens(BRIDGE, tokens, work) if tokens < 24 else BRIDGE
-    vlm = replace(load_vlm(str(smolbridge(bridge, entry_layer=entry))), name="smolbridge")
+    vlm = replace(load_vlm(str(smolbridge(bridge))), name="smolbridge")
     base = score(test, evaluate(vlm, test, "likelihood"))
     layers = range(first_layer, vlm.model.config.text_config.num_hidden_layers)
     model = attach(vlm.model, rank=rank, layers=layers, seed=seed)
@@ -83,7 +83,7 @@ def main(
         blank_image=blank.to_dict(), n_test=len(test), minutes=budget.to_dict(), seed=seed,
         samples_per_second=round(log.samples_per_second, 2), samples_seen=log.samples_seen,
         trainable_parameters=towers(model).trainable, model=vlm.name, data=f"MiniSQA {len(train)}/{len(test)}, seed 0",
-        settings={"name": name, "format": format, "scored_by": method, "rank": rank, "entry_layer": entry,
+        settings={"name": name, "format": format, "scored_by": method, "rank": rank,
                   "visual_tokens": vlm.model.config.visual_tokens, "connector_trained": tune_connector,
                   "layers": [layers[0], layers[-1]], **asdict(settings)},
     ).save(target)

@@ -1,0 +1,375 @@
+"""Problems survive every format unchanged, and what a source lacks is named with its file and row."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from dataclasses import fields, replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmlora import official, parquet, sources
+from mmlora.minisqa import generate
+from mmlora.rows import DataError
+from mmlora.scienceqa import SUBJECTS, Problem
+from mmlora.sources import load_problems
+
+ODD = ["\r\n", "\x00", "\u2028", "\ufeff", "é", "e\u0301", "Ω", "水", "🧲", "\u200fש"]
+TEXT = [*"abcXYZ 012.,;:'\"\\/{}[]<>&%$\n\r\t", *ODD]
+
+
+def text(rng: random.Random, least: int = 0) -> str:
+    return "".join(rng.choices(TEXT, k=rng.randint(least, 12)))
+
+
+def picture(rng: random.Random) -> Image.Image:
+    size = rng.randint(1, 9), rng.randint(1, 9)
+    return Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
+
+
+def records(seed: int, count: int = 30) -> list[Problem]:
+    """Problems of random texts, numbers of choices and pictures; every second field is empty now and then."""
+    rng, problems = random.Random(seed), []
+    for number in range(count):
+        choices = tuple(text(rng, 1) for _ in range(rng.randint(2, 5)))
+        names = ("hint", "task", "topic", "category", "skill", "lecture", "solution", "caption")
+        problems.append(Problem(
+            id=f"{seed}-é {number}", question=text(rng, 1), choices=choices, answer=rng.randrange(len(choices)),
+            image=picture(rng) if rng.random() < 0.5 else None, grade=f"grade{rng.randint(1, 12)}",
+            subject=rng.choice(SUBJECTS), **{name: text(rng) for name in names},
+        ))  # fmt: skip
+    return problems
+
+
+def shown(problem: Problem) -> dict:
+    """All that a problem says and shows."""
+    image = problem.image and (problem.image.mode, problem.image.size, problem.image.tobytes())
+    return {**{field.name: getattr(problem, field.name) for field in fields(problem)}, "image": image}
+
+
+def assert_same(found: list[Problem], expected: list[Problem]):
+    assert list(map(shown, found)) == list(map(shown, expected))
+
+
+@pytest.fixture
+def splits() -> dict[str, list[Problem]]:
+    return {"train": list(generate("train", 40)), "validation": list(generate("validation", 20))}
+
+
+@pytest.fixture
+def numbered(splits, tmp_path):
+    """An export whose ids are numbers, as ScienceQA's own are."""
+    problems = [replace(problem, id=str(i)) for i, problem in enumerate(splits["train"])]
+    return official.write({"test": problems}, tmp_path / "numbered"), problems
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_official_layout_gives_back_every_record(seed, tmp_path):
+    problems = records(seed)
+    official.write({"train": problems[:20], "test": problems[20:]}, tmp_path / "out")
+    assert_same(load_problems(tmp_path / "out", "train"), problems[:20])
+    assert_same(load_problems(tmp_path / "out", "test", limit=3), problems[20:23])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_parquet_gives_back_every_record(seed, tmp_path):
+    problems = records(seed, count=120)  # more than one row group
+    parquet.write(tmp_path / "test.parquet", problems)
+    assert_same(load_problems(tmp_path, "test"), problems)
+    assert_same(load_problems(tmp_path / "test.parquet", "test", limit=3), problems[:3])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_jsonl_gives_back_every_record(seed, tmp_path):
+    problems, lines = records(seed), []
+    for number, problem in enumerate(problems):
+        row = {field.name: getattr(problem, field.name) for field in fields(problem)}
+        if problem.image is not None:
+            problem.image.save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({**row, "image": problem.image and f"{number}.png"}, ensure_ascii=number % 2))
+    (tmp_path / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert_same(load_problems(tmp_path, "test"), problems)
+
+
+def test_minisqa_survives_the_official_layout(splits, tmp_path):
+    folder = official.write(splits, tmp_path / "out")
+    assert set(json.loads((folder / "pid_splits.json").read_text())) == {"train", "val"}
+    for split, problems in splits.items():
+        assert any(p.image for p in problems) and any(p.caption for p in problems)
+        assert_same(load_problems(folder, split), problems)
+
+
+def test_the_official_layout_is_read_as_its_users_have_it(splits, tmp_path):
+    folder, problems = official.write(splits, tmp_path / "out"), splits["validation"]
+    for each in (folder / "images").iterdir():
+        each.rename(folder / each.name)
+    captions = json.loads((folder / "captions.json").read_text())["captions"]
+    (folder / "captions.json").write_text(json.dumps(captions))
+    assert_same(load_problems(folder, "val"), problems)
+    (folder / "captions.json").unlink()
+    assert_same(load_problems(folder, "val"), [replace(problem, caption="") for problem in problems])
+
+
+def test_missing_pictures_are_counted_and_named_or_left_out(splits, tmp_path, capsys):
+    folder, problems = official.write(splits, tmp_path / "out"), splits["train"]
+    pictured = [problem for problem in problems if problem.image]
+    gone = {problem.id for problem in pictured[:7]}
+    for name in gone:
+        (folder / "images" / "train" / name / "image.png").unlink()
+    counted = f"7 of {len(pictured)} pictures are missing"
+    with pytest.raises(DataError, match=f"{counted}: problem {pictured[0].id} .*text-only"):
+        load_problems(folder, "train")
+    found = load_problems(folder, "train", missing_images="text-only")
+    assert_same(found, [replace(p, image=None) if p.id in gone else p for p in problems])
+    said = capsys.readouterr().out
+    assert counted in said and said.count("image.png") == 5
+    assert_same(load_problems(folder, "validation"), splits["validation"])
+    with pytest.raises(DataError, match='missing_images is \'skip\'; it can be "error" or "text-only"'):
+        load_problems(folder, missing_images="skip")
+
+
+def test_faults_of_the_official_files_are_named(splits, tmp_path):
+    folder = official.write(splits, tmp_path / "out")
+    with pytest.raises(DataError, match=r"pid_splits\.json has no split 'test'; it has train, val"):
+        load_problems(folder, "test")
+    rows = json.loads((folder / "problems.json").read_text())
+    name = next(iter(rows))
+    for change, message in (
+        ({"choices": ["only"], "answer": 0}, "has 1 choices"), ({"question": None}, "has no question"),
+        ({"answer": "B"}, "answer is 'B', not an index"), ({"grade": 4}, "grade is 4, not text"),
+    ):  # fmt: skip
+        (folder / "problems.json").write_text(json.dumps({**rows, name: {**rows[name], **change}}))
+        with pytest.raises(DataError, match=rf"problems\.json: problem {name}: {message}"):
+            load_problems(folder, "train")
+    (folder / "problems.json").write_text(json.dumps({pid: row for pid, row in rows.items() if pid != name}))
+    with pytest.raises(DataError, match=rf"problems\.json has no problem {name}"):
+        load_problems(folder, "train")
+    (folder / "problems.json").write_text("{")
+    with pytest.raises(DataError, match=r"problems\.json cannot be read as JSON"):
+        load_problems(folder, "train")
+    (folder / "pid_splits.json").unlink()
+    (folder / "problems.json").write_text("{}")
+    with pytest.raises(DataError, match=r"pid_splits\.json is missing"):
+        load_problems(folder, "train")
+
+
+def test_an_export_destroys_nothing_and_leaves_its_folder_for_no_id(splits, tmp_path):
+    problem = splits["train"][0]
+    official.write(splits, tmp_path / "out")
+    with pytest.raises(DataError, match="out holds a data set already"):
+        official.write(splits, tmp_path / "out")
+    for name in ("../there", "a/b", "..", ""):
+        with pytest.raises(DataError, match="its id names no folder"):
+            official.write({"test": [replace(problem, id=name)]}, tmp_path / "new")
+    with pytest.raises(DataError, match=f"problem {problem.id}: is there twice"):
+        official.write({"train": [problem], "test": [problem]}, tmp_path / "new")
+    assert not (tmp_path / "new" / "problems.json").exists()
+
+
+def test_the_licence_is_said_once_and_only_for_scienceqa(splits, numbered, tmp_path, capsys):
+    sources._say_licence.cache_clear()
+    load_problems(official.write(splits, tmp_path / "minisqa"), "train")
+    assert capsys.readouterr().out == ""
+    assert_same(load_problems(numbered[0]), numbered[1])
+    assert "CC BY-NC-SA 4.0" in capsys.readouterr().out
+    load_problems(numbered[0])
+    assert capsys.readouterr().out == ""
+
+
+def test_rows_without_id_are_counted_through_all_files_of_a_split(tmp_path):
+    problems = records(0)
+    (tmp_path / "data").mkdir()  # where the hub's data sets have them
+    for number, part in enumerate((problems[:10], problems[10:])):
+        path = tmp_path / "data" / f"train-0000{number}-of-00002.parquet"
+        parquet.write(path, part)
+        pq.write_table(pq.read_table(path).drop_columns(["id", "caption"]), path)
+    parquet.write(tmp_path / "data" / "trainval.parquet", problems)  # another split
+    expected = [replace(problem, id=f"train-{i}", caption="") for i, problem in enumerate(problems)]
+    assert_same(load_problems(tmp_path, "train"), expected)
+
+
+def test_pictures_are_rgb_and_upright_and_decoded_when_they_are_used(tmp_path):
+    palette = Image.new("P", (4, 6))
+    palette.putpalette([200, 10, 30])
+    palette.save(tmp_path / "palette.png")
+    camera = Image.new("RGB", (40, 60), "white")
+    exif = camera.getexif()
+    exif[0x0112] = 6  # turn a quarter to the right
+    camera.save(tmp_path / "camera.jpg", exif=exif)
+    row = {"question": "Which?", "choices": ["a", "b"], "answer": 0}
+    lines = [json.dumps({**row, "image": name}) for name in ("palette.png", "camera.jpg")]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    first, second = (problem.image for problem in load_problems(tmp_path))
+    assert first.tile and second.tile  # nothing is decoded yet
+    assert first.mode == second.mode == "RGB" and second.size == (60, 40)
+    assert set(first.get_flattened_data()) == {(200, 10, 30)}
+
+
+CSV = """\ufeffquestion,choice_a,choice_b,choice_c,choice_d,choice_e,answer,hint,image
+"Which, of ""these""
+is metal?",iron,wood,,,,A,,pictures/metal.png
+What is 1 + 1?,1,2,3,,,B,Count.,
+Which is a planet?,the sun,Mars,,,,Mars,,
+,,,,,,,,
+Which is last?,a,b,c,d,e,4,,
+"""
+
+
+def test_a_csv_and_a_jsonl_file_of_your_own(tmp_path):
+    image = picture(random.Random(1))
+    (tmp_path / "pictures").mkdir()
+    image.save(tmp_path / "pictures" / "metal.png")
+    (tmp_path / "test.csv").write_text(CSV, encoding="utf-8", newline="")
+    expected = [
+        Problem("test-0", 'Which, of "these"\nis metal?', ("iron", "wood"), 0, image),
+        Problem("test-1", "What is 1 + 1?", ("1", "2", "3"), 1, hint="Count."),
+        Problem("test-2", "Which is a planet?", ("the sun", "Mars"), 1),
+        Problem("test-3", "Which is last?", tuple("abcde"), 4),
+    ]
+    assert_same(load_problems(tmp_path), expected)
+    (tmp_path / "test.csv").unlink()
+    answers = ("A", 1, "Mars", "4")
+    rows = [{"question": p.question, "choices": p.choices, "answer": answer, "hint": p.hint,
+             "image": p.image and "pictures/metal.png"} for p, answer in zip(expected, answers)]  # fmt: skip
+    (tmp_path / "test.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    assert_same(load_problems(tmp_path), expected)
+    assert_same(load_problems(tmp_path, limit=2), expected[:2])
+
+
+def test_one_file_holds_all_splits_and_a_missing_column_is_said(tmp_path, capsys):
+    rows = [("train", "x"), ("test", "y"), ("train", "z")]
+    lines = ["id,question,choice_a,choice_b,answer,split", *(f"{name},Why?,yes,no,B,{split}" for split, name in rows)]
+    (tmp_path / "problems.csv").write_text("\n".join(lines))
+    assert [problem.id for problem in load_problems(tmp_path, "train")] == ["x", "z"]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(DataError, match="problems.csv has no problem of the split 'dev'; it has train, test"):
+        load_problems(tmp_path, "dev")
+    (tmp_path / "problems.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    assert [problem.id for problem in load_problems(tmp_path, "dev")] == ["x", "y", "z"]
+    assert "has no column 'split': all its problems are read as 'dev'" in capsys.readouterr().out
+    (tmp_path / "problems.csv").write_text("\n".join([*lines, "q,Why?,yes,no,B,"]))
+    with pytest.raises(DataError, match="line 5: problem test-1: it has no split, but others have one"):
+        load_problems(tmp_path, "test")
+
+
+HEAD = "id,question,choice_a,choice_b,choice_c,answer\n"
+SHORT = "id,question,choice_a,choice_b,answer,"
+GOOD = "g,Why?,yes,no,,A\n"
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("id,question,choice_a,choice_b,anser\n", "line 1: no column is called 'anser'; the nearest is 'answer'"),
+    ("id,question,choice_a,answer\n", "line 1: there is no column choice_b"),
+    ("question,question,choice_a,choice_b,answer\n", "line 1: two columns are called 'question'"),
+    ("question;choice_a;choice_b;answer\n", "line 1: its columns are separated by semicolons"),
+    (HEAD + GOOD + "x,Why?,yes,no,,F\n", "line 3: problem x: answer 'F' is no letter A to B, no choice's exact text"),
+    (HEAD + GOOD + "x,Why?,yes,no,,C\n", "line 3: problem x: answer 'C' is no letter A to B"),
+    (HEAD + GOOD + "x,Why?,yes,no,,2\n", "line 3: problem x: answer '2' is no letter"),
+    (HEAD + GOOD + "x,Why?,1,2,3,2\n", "line 3: problem x: answer '2' may mean choice B or choice C; write its letter"),
+    (HEAD + GOOD + "x,Why?,no,yes,no,no\n", "line 3: problem x: answer 'no' may mean choice A or choice C"),
+    (HEAD + GOOD + "x,Why?,yes,,no,A\n", "line 3: problem x: choice B is empty"),
+    (HEAD + GOOD + "x,Why?,yes,,,A\n", "line 3: problem x: has 1 choices"),
+    (HEAD + GOOD + "x,,yes,no,,\n", "line 3: problem x: question and answer should not be empty"),
+    (HEAD + GOOD + "x,Why?,yes\n", "line 3: problem test-1: it has 3 cells for 6 columns"),
+    (HEAD + GOOD + '"g","Why\n?",yes,no,,A\n', "line 3: problem g: line 2 has this id already"),
+    (HEAD + GOOD + 'x,"Why?" he asked,yes,no,,A\n', "line 3: .*a quote inside a cell is written twice"),
+    (SHORT + "grade\nx,Why?,yes,no,A,four\n", "line 2: problem x: grade 'four' should read"),
+    (SHORT + "image\nx,Why?,yes,no,A,no.png\n", "1 of 1 pictures are missing: line 2: problem x "),
+    (SHORT + "image\nx,Why?,yes,no,A,test.csv\n", "line 2: problem x: its picture is no image"),
+    (HEAD, "has no problem in the split 'test'"),
+])  # fmt: skip
+def test_faults_of_a_csv_file_are_named_with_their_line(content, message, tmp_path):
+    (tmp_path / "test.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_problems(tmp_path)
+
+
+WHY = '{"id": "x", "question": "Why?", '
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ('{"question": "Why?"', "line 2: problem test-1: it is no JSON"),
+    ('["Why?"]', "line 2: problem test-1: it is no object"),
+    (WHY + '"answer": 0}', "line 2: problem x: choices should not be empty"),
+    (WHY + '"choices": "yes", "answer": 0}', "line 2: problem x: choices is 'yes', not a list of texts"),
+    (WHY + '"choices": ["1", 2], "answer": 0}', r"line 2: problem x: choices are \['1', 2\], not a list of texts"),
+    (WHY + '"choices": ["yes", "no"], "answer": 2}', "line 2: problem x: answer 2 is no index"),
+    (WHY + '"choices": ["yes", "no"], "answer": true}', "line 2: problem x: answer is True, not an index"),
+    (WHY + '"choices": ["yes", "no"], "answer": 1, "hnt": ""}', "line 2: problem x: .*'hnt'; the nearest is 'hint'"),
+])  # fmt: skip
+def test_faults_of_a_jsonl_file_are_named_with_their_line(line, message, tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"question": "Why?", "choices": ["1", "0"], "answer": 1}\n' + line)
+    with pytest.raises(DataError, match=message):
+        load_problems(tmp_path)
+
+
+def test_ten_faulty_rows_are_reported_together(tmp_path):
+    (tmp_path / "test.csv").write_text(HEAD + GOOD + "".join(f"x{i},Why?,yes,no,,maybe\n" for i in range(14)))
+    with pytest.raises(DataError) as caught:
+        load_problems(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{tmp_path / 'test.csv'} has 14 faulty rows (the first 10):" and len(lines) == 11
+    assert lines[1].startswith("  line 3: problem x0: answer 'maybe'")
+    assert lines[10].startswith("  line 12: problem x9: answer 'maybe'")
+
+
+def test_a_csv_file_in_another_encoding_says_how_to_save_it(tmp_path):
+    (tmp_path / "test.csv").write_bytes((HEAD + "x,Où?,yes,no,,A\n").encode("cp1252"))
+    with pytest.raises(DataError, match="test.csv is not in UTF-8 .*save it as “CSV UTF-8”"):
+        load_problems(tmp_path)
+
+
+def test_a_missing_picture_of_your_own_can_be_left_out(tmp_path, capsys):
+    (tmp_path / "test.csv").write_text("question,choice_a,choice_b,answer,image\nWhy?,yes,no,A,no.png\n")
+    (problem,) = load_problems(tmp_path, missing_images="text-only")
+    assert problem.image is None and "line 2: problem test-0 " in capsys.readouterr().out
+
+
+def test_a_folder_of_two_kinds_or_none_and_an_unknown_source_are_named(tmp_path):
+    with pytest.raises(DataError, match="no problems of the split 'test', only other files; give \"minisqa\", a data"):
+        load_problems(tmp_path)
+    (tmp_path / "train.csv").write_text(HEAD + GOOD)
+    with pytest.raises(DataError, match="has no problems of the split 'test', only train.csv"):
+        load_problems(tmp_path)
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(DataError, match="has both train.csv and train.jsonl"):
+        load_problems(tmp_path, "train")
+    (tmp_path / "train.jsonl").rename(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="has both train.parquet and train.csv"):
+        load_problems(tmp_path, "train")
+    for source in ("minisqua", tmp_path / "nowhere", tmp_path / "train.csv"):
+        with pytest.raises(DataError, match=f"{source} is no source of problems; give \"minisqa\""):
+            load_problems(source)
+
+
+def test_a_damaged_picture_names_its_file_and_row(tmp_path):
+    problems = records(3)
+    parquet.write(tmp_path / "test.parquet", problems)
+    table = pq.read_table(tmp_path / "test.parquet")
+    rows = table.to_pylist()
+    bad = next(row for row in rows if row["image"])
+    whole = bad["image"]["bytes"]
+    jpeg = io.BytesIO()
+    picture(random.Random(0)).resize((90, 90)).save(jpeg, "JPEG")
+    for damaged in (whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], jpeg.getvalue()[:-500], None, b"GIF?"):
+        bad["image"] = {"bytes": damaged, "path": "x.png"}
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "test.parquet")
+        with pytest.raises(DataError, match=rf"test\.parquet: problem {bad['id']}: its picture "):
+            load_problems(tmp_path)
+
+
+def test_broken_and_foreign_parquet_files_say_what_to_do(tmp_path):
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="test.parquet cannot be read as parquet"):
+        load_problems(tmp_path)
+    pq.write_table(pa.table({"question": ["Why?"]}), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="has no column image, choices"):
+        load_problems(tmp_path)
+    problem = records(0, 1)[0]
+    parquet.write(tmp_path / "test.parquet", [problem, problem])
+    with pytest.raises(DataError, match=f"has 2 problems called '{problem.id}'"):
+        load_problems(tmp_path)
