@@ -8,37 +8,39 @@ Writes results/precision/MACHINE.json: samples a second either way, and the rati
 from __future__ import annotations
 
 import json
+import tempfile
 from datetime import datetime, timezone
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import torch
 
-from mmlora import metrics
-from mmlora.cache import base_model
+from mmlora import metrics, minisqa
+from mmlora.cache import PrefixCache
 from mmlora.lora import attach
-from mmlora.loss import supervised_loss
-from mmlora.models import load_vlm
+from mmlora.models import VLM, load_vlm
 from mmlora.paths import RESULTS
+from mmlora.samples import Samples
+from mmlora.trainplan import batches
 
-BATCH, LENGTH, SUPERVISED, FIRST_LAYER = 8, 100, 32, 15  # a batch of the one-hour run
+BATCH, PROBLEMS, FIRST_LAYER = 8, 64, 15  # the one-hour run's steps, on a few of its problems
 TURNS, STEPS = 7, 4
 
 
 def main():
-    model = attach(load_vlm("smolbridge").model, layers=range(FIRST_LAYER, 30)).train()
-    core, head = base_model(model).model, base_model(model).lm_head
+    vlm = load_vlm("smolbridge")
+    model = attach(vlm.model, layers=range(FIRST_LAYER, 30)).train()
+    samples = Samples(VLM(vlm.name, model, vlm.processor), list(minisqa.generate("train", PROBLEMS)), "explanation_answer")
+    source = PrefixCache.build(model, samples, Path(tempfile.mkdtemp()) / "cache")
+    chosen = batches(source.lengths, BATCH, seed=0, epoch=0)[:STEPS]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    hidden = torch.randn(BATCH, LENGTH, core.config.text_config.hidden_size)
-    slots, mask = torch.zeros(BATCH, LENGTH, dtype=torch.long), torch.ones(BATCH, LENGTH, dtype=torch.long)
-    labels = torch.full((BATCH, LENGTH), -100)
-    labels[:, -SUPERVISED:] = torch.randint(0, 40_000, (BATCH, SUPERVISED))
 
     def samples_per_second(half: bool) -> float:
         began = perf_counter()
-        for _ in range(STEPS):
+        for indices in chosen:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss, _ = supervised_loss(core.decode(hidden, slots, mask, first=FIRST_LAYER), head, labels)
+                loss, _ = source.loss(model, indices)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -50,8 +52,7 @@ def main():
     record = {
         "bfloat16": round(median(h for h, _ in pairs), 2), "float32": round(median(f for _, f in pairs), 2),
         "ratio": round(median(ratios), 2), "ratio_spread": [round(min(ratios), 2), round(max(ratios), 2)],
-        "settings": {"batch": BATCH, "length": LENGTH, "supervised": SUPERVISED, "first_layer": FIRST_LAYER, "turns": TURNS,
-                     "steps": STEPS},
+        "settings": {"batch": BATCH, "problems": PROBLEMS, "first_layer": FIRST_LAYER, "turns": TURNS, "steps": STEPS},
         "machine": machine, "versions": metrics.versions(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     target = RESULTS / "precision" / f"{machine['cpu'].replace(' ', '_')}-{machine['cores']}.json"

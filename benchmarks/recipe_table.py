@@ -10,24 +10,19 @@ from mmlora.report import UNMEASURED, render_readme
 
 #: The rows that were asked for: name of the file in results/recipe/ → how it differs from the shipped recipe.
 ROWS = {
-    "shipped": "explanation then answer, 24 tokens entering at layer 0, LoRA from layer 15, rank 16, rate 2e-3, batch 8",
+    "shipped": "explanation then answer, 24 visual tokens, LoRA from layer 15, rank 16, rate 2e-3",
     "answer-only": "answer alone, scored by likelihood",
     "answer-explanation": "answer, then explanation; scored by likelihood",
     "lora-0": "LoRA from layer 0: nothing of the decoder is cached",
     "lora-10": "LoRA from layer 10",
     "lora-20": "LoRA from layer 20",
-    "lora-25": "LoRA from layer 25",
-    "entry-10": "tokens enter and LoRA begins at layer 10",
-    "entry-15": "tokens enter and LoRA begins at layer 15",
-    "entry-20": "tokens enter and LoRA begins at layer 20",
+    "entry-20": "visual tokens enter at layer 20, LoRA begins there",
     "tokens-12": "the first 12 visual tokens only",
     "bridge-trained": "the bridge trains too: nothing is cached, adapters of two runs no longer stack",
     "rank-4": "rank 4",
     "rank-64": "rank 64",
     "rate-1e-3": "learning rate 1e-3",
     "rate-4e-3": "learning rate 4e-3",
-    "batch-4": "batch of 4",
-    "batch-16": "batch of 16",
 }
 HEADER = ("recipe", "what differs", "samples seen", "minutes", "accuracy (95 % interval)", "IMG", "blank")
 

@@ -2,7 +2,7 @@
 
 Everything before the first trainable parameter is a pure function of the sample: the vision tower, the connector, the
 embeddings and the decoder layers below the first adapter. `PrefixCache` runs them once per sample, keeps the hidden
-states on disk (float16, memory-mapped) and trains from that boundary up. `Samples` is the same without the cache.
+states on disk (16 bits, memory-mapped) and trains from that boundary up. `Samples` is the same without the cache.
 
 It works for any decoder of transformers, because the model's own forward does both halves: the lower one is stopped
 at the boundary, the upper one finds its lower layers replaced by the states that were kept.
@@ -28,9 +28,9 @@ from mmlora.models import base_model, decoder_layers
 from mmlora.precision import mixed
 from mmlora.samples import Samples, batch_loss, collate, on_device
 
-STRIDE = 16  # tokens; the lengths of batches from the cache are multiples of it, so that memory of one step fits the next
+STRIDE = 16  # tokens; batches' lengths are multiples of it, so that the memory of one step fits the next
 BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
-FILES = ("hidden.f16", "manifest.json")
+FILES = ("hidden", "manifest.json")
 
 
 class CacheError(MMLoraError):
@@ -48,7 +48,8 @@ def boundary(model) -> int:
         if not parameter.requires_grad:
             continue
         if id(parameter) not in number:
-            raise CacheError(f"{name} is trainable and lies outside the decoder's layers: train without the prefix cache")
+            raise CacheError(f"{name} is trainable and lies outside the decoder's layers: "
+                             "train without the prefix cache")
         first = number[id(parameter)] if first is None else min(first, number[id(parameter)])
     if first is None:
         raise CacheError("no parameter is trainable, so there is no boundary: attach an adapter first")
@@ -56,8 +57,9 @@ def boundary(model) -> int:
 
 
 class PrefixCache:
-    """Hidden states at the boundary, float16 on disk, for every sample of a `Samples`.
+    """Hidden states at the boundary for every sample of a `Samples`, on disk in 16 bits.
 
+    In bfloat16 for a model that computes in it, whose states may be too large for float16; else in float16.
     `build` fills or reuses a folder; `loss` trains from the boundary up and agrees with `Samples.loss`.
     """
 
@@ -65,7 +67,8 @@ class PrefixCache:
         self.fingerprint, self.boundary = manifest["key"], manifest["boundary"]
         self.ids, self.lengths, self.rows = samples.ids, samples.lengths, samples.rows
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.file, self.shape = folder / "hidden.f16", (int(self.starts[-1]), manifest["width"])
+        self.file, self.shape = folder / "hidden", (int(self.starts[-1]), manifest["width"])
+        self.dtype = getattr(torch, manifest["dtype"])
         if self.file.stat().st_size != 2 * self.shape[0] * self.shape[1]:
             raise ValueError(f"{self.file.name} is cut short")
 
@@ -79,8 +82,8 @@ class PrefixCache:
         folder, first = Path(folder), boundary(model)
         deep = getattr(getattr(base_model(model).config, "vision_config", None), "deepstack_visual_indexes", ())
         if first < len(deep):
-            raise CacheError(f"this model adds what it sees to its first {len(deep)} decoder layers too: let the adapter "
-                             f"begin at layer {len(deep)} or later, or train without the prefix cache")
+            raise CacheError(f"this model adds what it sees to its first {len(deep)} decoder layers too: let the "
+                             f"adapter begin at layer {len(deep)} or later, or train without the prefix cache")
         key = _key(model, samples, first)
         if found := cls._found(folder, key, samples):
             return found
@@ -93,6 +96,9 @@ class PrefixCache:
             _fill(model.eval(), samples, first, aside, key)
             shutil.rmtree(folder, ignore_errors=True)
             aside.replace(folder)
+        except CacheError:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             need = sum(samples.lengths) * base_model(model).config.get_text_config().hidden_size * 2 / 1e6
@@ -124,13 +130,13 @@ class PrefixCache:
 
     @property
     def hidden(self) -> np.memmap:
-        """The hidden states (all tokens, width), float16; mapped anew, so that pages once read do not stay in memory."""
-        return np.memmap(self.file, np.float16, "r", shape=self.shape)
+        """The bits of the hidden states, int16 (all tokens, width); mapped anew, so that pages read leave the memory."""
+        return np.memmap(self.file, np.int16, "r", shape=self.shape)
 
     def states(self, indices: list[int]) -> list[torch.Tensor]:
-        """What was kept of these samples, float16 (length, width) each."""
+        """What was kept of these samples, (length, width) each."""
         kept = self.hidden
-        return [torch.from_numpy(np.array(kept[self.starts[i] : self.starts[i + 1]])) for i in indices]
+        return [torch.from_numpy(np.array(kept[self.starts[i] : self.starts[i + 1]])).view(self.dtype) for i in indices]
 
     def loss(self, model, indices: list[int]) -> tuple[torch.Tensor, int]:
         """Summed loss over the supervised tokens of these samples, and their number."""
@@ -205,17 +211,24 @@ def _fill(model, samples: Samples, first: int, folder: Path, key: str) -> None:
     width = base_model(model).config.get_text_config().hidden_size
     starts = np.concatenate([[0], np.cumsum(samples.lengths)])
     order = sorted(range(len(samples)), key=lambda i: samples.lengths[i])
-    with open(folder / "hidden.f16", "wb") as file, tqdm(total=len(samples), desc="frozen prefix", unit="sample") as bar:
+    dtype = torch.bfloat16 if base_model(model).dtype == torch.bfloat16 else torch.float16
+    with open(folder / "hidden", "wb") as file, tqdm(total=len(samples), desc="frozen prefix", unit="sample") as bar:
         for at in range(0, len(order), BATCH):
             chosen = order[at : at + BATCH]
             batch = on_device(model, collate([samples[i] for i in chosen]))
             del batch["labels"]
             with mixed(batch["input_ids"].device):
                 hidden = _lower(model, batch, first)
-            hidden = hidden.float().clamp(-65504, 65504).half().cpu().numpy()
+            hidden = hidden.to(dtype).cpu()
+            if not hidden.isfinite().all():
+                named = ", ".join(samples.ids[i] for i in chosen[:8])
+                raise CacheError(f"states of one of the samples {named}, … are too large for {dtype}: load the model in "
+                                 "bfloat16, or train without the prefix cache")
+            hidden = hidden.view(torch.int16).numpy()
             for row, i in enumerate(chosen):
                 file.seek(int(starts[i]) * width * 2)
                 file.write(hidden[row, : samples.lengths[i]].tobytes())
             bar.update(len(chosen))
             give_back()
-    (folder / "manifest.json").write_text(json.dumps({"key": key, "boundary": first, "width": width}))
+    (folder / "manifest.json").write_text(json.dumps(
+        {"key": key, "boundary": first, "width": width, "dtype": str(dtype).removeprefix("torch.")}))

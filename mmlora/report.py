@@ -18,6 +18,7 @@ from string import Template
 from matplotlib.figure import Figure
 
 from mmlora import plots
+from mmlora.catalog import CATALOG
 from mmlora.errors import MMLoraError
 from mmlora.examples import Example, keep_examples, load_examples, png
 from mmlora.metrics import Metrics, MetricsError, git_state, machine, peak_memory_gb, versions
@@ -74,19 +75,21 @@ def category_table(metrics: Metrics | Sequence[Metrics], form: str = "markdown")
         raise ReportError(f"no table form is called {form!r}; there are markdown and html")
     rows = []
     for m in [metrics] if isinstance(metrics, Metrics) else metrics:
-        for label, trainable, scores in (
-            (f"{m.model}, trained {m.minutes['train']:.3g} min", _count(m.trainable_parameters), m.accuracy),
-            (f"{m.model}, base", "0", m.base),
-            ("majority class", "–", m.majority),
-            (f"{m.model}, trained, blank image", "", m.blank_image),
+        training = f"{m.minutes['train'] / 60:.1f} h, {m.machine['gpu'] or str(m.machine['cores']) + ' CPU cores'}"
+        for label, trainable, hours, scores in (
+            (f"{m.model}, trained", _count(m.trainable_parameters), training, m.accuracy),
+            (f"{m.model}, base", "0", "–", m.base),
+            ("majority class", "–", "–", m.majority),
+            (f"{m.model}, trained, blank image", "", "", m.blank_image),
         ):
             data = f"{m.data} (n={scores['n']['Avg']})"
-            rows.append([label, trainable, data, *(_percent(scores[c]) for c in CATEGORIES)])
+            rows.append([label, trainable, hours, data, *(_percent(scores[c]) for c in CATEGORIES)])
     published = json.loads((DATA / "published_scienceqa.json").read_text(encoding="utf-8"))
     for row in published["rows"]:
         label = f"{row['model']} ({row['paper']})"
-        rows.append([label, row["trainable"], "ScienceQA", *(_percent(row[c]) for c in CATEGORIES)])
-    header = ["model", "trainable", "data", *CATEGORIES]
+        training = row.get("training", "–")
+        rows.append([label, row["trainable"], training, "ScienceQA", *(_percent(row[c]) for c in CATEGORIES)])
+    header = ["model", "trainable", "training", "data", *CATEGORIES]
     note = f"{NOTE}Published: {published['data']}; {published['source']}."
     if form == "html":
         return f"{_html(header, rows)}<p class='note'>{escape(note)}</p>"
@@ -109,7 +112,7 @@ def headline(metrics: Metrics | str | Path) -> str:
 # -- README ------------------------------------------------------------------------------------------------------------
 
 def readme_tables(results: str | Path = RESULTS) -> dict[str, str]:
-    """The README's tables by marker name, `results` and `machines`, from every JSON file in the folder.
+    """The README's tables by marker name, `results`, `machines` and `models`, from every JSON file in the folder.
 
     An expected run without a file has a row that says so. Raises `MetricsError` for a file that is incomplete.
     """
@@ -125,7 +128,8 @@ def readme_tables(results: str | Path = RESULTS) -> dict[str, str]:
             rows.append([Path(name).stem, *EXPECTED[name], *[UNMEASURED] * 6])
     header = ["run", "model", "data", "minutes", "accuracy in % (95 % interval)", "with image", "base model",
               "majority class", "blank image"]
-    return {"results": _markdown(header, rows), "machines": _machine_table(list(found.values()))}
+    runs = list(found.values())
+    return {"results": _markdown(header, rows), "machines": _machine_table(runs), "models": _model_table(runs)}
 
 
 def _machine_table(runs: Sequence[Metrics]) -> str:
@@ -142,6 +146,18 @@ def _machine_table(runs: Sequence[Metrics]) -> str:
     ]
     header = ["machine", "memory", "model", "training samples/s", "peak memory", "minutes", "accuracy in %"]
     return _markdown(header, rows or [[UNMEASURED] * len(header)])
+
+
+def _model_table(runs: Sequence[Metrics]) -> str:
+    """The catalogue: which model on which machine, and what was measured of each."""
+    rows = []
+    for entry in CATALOG:
+        mine = [f"{m.samples_per_second:.1f} on {m.machine['gpu'] or str(m.machine['cores']) + ' CPU cores'}"
+                for m in runs if m.model in (entry.name, entry.repo)]
+        seen = str(entry.visual_tokens) if entry.visual_tokens else "none"
+        rows.append([f"`{entry.name}`", _count(entry.parameters), seen, entry.licence + ", gated" * entry.gated, entry.advice,
+                     "; ".join(mine) or UNMEASURED])
+    return _markdown(["model", "parameters", "visual tokens", "licence", "machine", "training samples/s"], rows)
 
 
 def render_readme(text: str, tables: Mapping[str, str]) -> str:

@@ -18,7 +18,6 @@ from mmlora.errors import MMLoraError
 from mmlora.paths import NOTEBOOKS, RUNS
 
 NOTEBOOK = "04_one_hour_run.ipynb"
-TYPICAL_TOKENS = 48  # an explanation with its answer, rarely longer
 
 
 class RunError(MMLoraError):
@@ -74,8 +73,13 @@ class Budget:
         return {**parts, "total": round(self.elapsed(), 2)}
 
 
-def run(minutes: float = 60, *, seed: int = 0, out: Path | str | None = None, resume: bool = False) -> Path:
+def run(
+    minutes: float = 60, *, model: str = "smolbridge", data: str = "minisqa", seed: int = 0,
+    out: Path | str | None = None, resume: bool = False,
+) -> Path:
     """Execute notebook 04 into `out` (default `runs/<date>`) and write the report; returns the folder.
+
+    `model` is what `load_vlm` takes, `data` what `load_problems` takes.
 
     Raises `RunError` when the folder is taken, has nothing to resume, or a cell failed.
     """
@@ -93,11 +97,12 @@ def run(minutes: float = 60, *, seed: int = 0, out: Path | str | None = None, re
         raise RunError(f"{folder} is not empty; choose another folder, or go on with the run in it: --resume")
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / NOTEBOOK
+    model, data = (str(Path(name).resolve()) if Path(name).exists() else name for name in (model, data))
     print(f"a run of {minutes:g} minutes; its parts arrive in {folder}\n", flush=True)
     try:
         papermill.execute_notebook(
             NOTEBOOKS / NOTEBOOK, executed, progress_bar=False, cwd=folder, kernel_name="python3",
-            parameters={"MINUTES": minutes, "SEED": seed, "OUT": str(folder), "RESUME": resume},
+            parameters={"MODEL": model, "DATA": data, "MINUTES": minutes, "SEED": seed, "OUT": str(folder), "RESUME": resume},
             stdout_file=sys.stdout, stderr_file=sys.stderr,
         )
     except papermill.PapermillExecutionError as error:
@@ -134,13 +139,13 @@ def _shown(line: str) -> str:
     return line.rstrip("\r").rsplit("\r", 1)[-1].rstrip()
 
 
-def scoring_minutes(vlm, problems, blank_problems, trial: int = 64) -> float:
-    """How long generating answers to both lists will take, from a timed batch; a tenth is added for long answers."""
+def scoring_minutes(vlm, problems, blank_problems, tokens: int, trial: int = 64) -> float:
+    """How long generating answers of `tokens` tokens to both lists will take, from a timed batch; and a tenth more."""
     from mmlora.evaluate import evaluate
 
     sample = problems[:: max(1, len(problems) // trial)][:trial]
     began = perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the untrained model rambles until it is cut
-        evaluate(vlm, sample, "generate", batch_size=trial, max_new_tokens=TYPICAL_TOKENS, progress=False)
+        evaluate(vlm, sample, "generate", batch_size=trial, max_new_tokens=tokens, progress=False)
     return 1.1 * (perf_counter() - began) / 60 * (len(problems) + len(blank_problems)) / len(sample)

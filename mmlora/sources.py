@@ -14,6 +14,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFound
 
 from mmlora import folder, official, parquet
 from mmlora.minisqa.dataset import build
+from mmlora.paths import MINISQA
 from mmlora.rows import DataError
 from mmlora.scienceqa import Problem
 
@@ -26,7 +27,7 @@ def load_problems(source: str | Path = "minisqa", split: str = "test", limit: in
                   missing_images: str = "error") -> list[Problem]:  # fmt: skip
     """The first `limit` (default all) problems of a split, from any of these sources:
 
-    - `"minisqa"`, built first if need be
+    - `"minisqa"`, drawn first if need be, as many problems as asked for
     - `"owner/name"`, a data set of the hub with ScienceQA's fields, as `"derek-thomas/ScienceQA"`; kept in the hub's
       own cache, so that HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they always mean
     - a folder in ScienceQA's official layout (see `mmlora.official`)
@@ -41,7 +42,8 @@ def load_problems(source: str | Path = "minisqa", split: str = "test", limit: in
         raise DataError(f'missing_images is {missing_images!r}; it can be "error" or "text-only"')
     path = Path(source).expanduser()
     if source == "minisqa":
-        problems = parquet.read(parquet.find(build(), split), split)
+        place = build() if limit is None else build(MINISQA / f"{split}-{limit}", sizes={split: limit})
+        problems = parquet.read(parquet.find(place, split), split)
     elif path.is_dir():
         problems = _in_folder(path, split, limit, missing_images)
     elif path.suffix == ".parquet" and path.is_file():

@@ -98,8 +98,21 @@ def test_each_sample_gets_its_own_states(samples, adapted, tmp_path):
 
 def test_a_prefix_is_stored_in_half_precision_and_no_padding(samples, adapted, tmp_path):
     PrefixCache.build(adapted(), samples, tmp_path / "cache")
-    assert (tmp_path / "cache" / "hidden.f16").stat().st_size == sum(samples.lengths) * 64 * 2
+    assert (tmp_path / "cache" / "hidden").stat().st_size == sum(samples.lengths) * 64 * 2
     assert {p.name for p in tmp_path.iterdir()} == {"cache"}
+
+
+def test_states_too_large_for_half_precision_are_an_error_and_kept_in_bfloat16(tiny_vlm, samples, adapted, tmp_path):
+    model = adapted()
+    model.get_base_model().model.language_model.layers[0].mlp.down_proj.weight.data *= 1e7
+    with pytest.raises(CacheError, match="too large for torch.float16: load the model in bfloat16"):
+        PrefixCache.build(model, samples, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    model.to(torch.bfloat16)
+    cached = PrefixCache.build(model, samples, tmp_path / "cache")
+    assert max(states.abs().max() for states in cached.states(ALL)) > 65504
+    with torch.no_grad():
+        assert cached.loss(model, ALL)[0] == pytest.approx(samples.loss(model, ALL)[0].item(), rel=1e-3)
 
 
 # The boundary.

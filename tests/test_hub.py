@@ -43,7 +43,11 @@ def online(old: str) -> dict:
 
     import mmlora.smolbridge  # noqa: F401  (transformers learns the architecture)
     from mmlora import hub
+    from mmlora.evaluate import evaluate
+    from mmlora.models import load_vlm
     from mmlora.plan import plan
+    from mmlora.rows import DataError
+    from mmlora.sources import load_problems
 
     said = {"plan": str(plan("maker/planned")), "gated plan": str(plan("google/paligemma2-3b-pt-224"))}
     said["first"], said["second"] = attempt("maker/tiny"), attempt("maker/tiny")
@@ -64,6 +68,15 @@ def online(old: str) -> dict:
     problems = datasets.load_dataset("maker/questions", split="test")
     said["problems"] = [problems.column_names, problems[0]["choices"], problems[0]["answer"], problems[0]["image"].size,
                         problems[1]["image"]]
+    vlm, records = load_vlm("maker/tiny"), load_problems("maker/questions", "test")
+    said["vlm"] = [vlm.name, vlm.revision, vlm.model.num_parameters()]
+    said["records"] = [(p.id, p.choices, p.answer, p.image is not None) for p in records]
+    said["answered"] = [q.text for q in evaluate(vlm, records, progress=False)]
+    for source, split in (("maker/questions", "train"), ("maker/nowhere", "test")):
+        try:
+            load_problems(source, split)
+        except DataError as error:
+            said[f"{source} {split}"] = str(error)
     return said
 
 
@@ -92,8 +105,9 @@ def questions() -> bytes:
     text = ("question", "hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
     features = Features({"image": Image(), "choices": List(Value("string")), "answer": Value("int8"),
                          **{name: Value("string") for name in text}})
-    rows = [{"image": tinyvlm.picture("red"), "choices": ["red", "blue"], "answer": 1, **dict.fromkeys(text, "?")},
-            {"image": None, "choices": ["yes", "no"], "answer": 0, **dict.fromkeys(text, "?")}]
+    words = {**dict.fromkeys(text, "?"), "subject": "natural science", "grade": "grade2"}
+    rows = [{"image": tinyvlm.picture("red"), "choices": ["red", "blue"], "answer": 1, **words},
+            {"image": None, "choices": ["yes", "no"], "answer": 0, **words}]
     file = io.BytesIO()
     Dataset.from_list(rows, features).to_parquet(file)
     return file.getvalue()
@@ -236,3 +250,14 @@ def test_without_network_the_cache_is_enough(ran):
         got = child(nowhere, ran.home, "from_cache", "maker/moved", "maker/never").answers
     assert got["maker/moved"] == ran.answers["newest"]
     assert f"{nowhere} cannot be reached" in got["maker/never"]
+
+
+def test_a_vlm_and_its_problems_by_name(ran):
+    """What a user calls: the model with the commit that it came from, and the data set as `Problem`s."""
+    name, revision, parameters = ran.answers["vlm"]
+    assert (name, revision) == ("maker/tiny", ran.hub.models["maker/tiny"].refs["main"])
+    assert parameters == ran.answers["loaded"][1]
+    assert ran.answers["records"] == [["test-0", ["red", "blue"], 1, True], ["test-1", ["yes", "no"], 0, False]]
+    assert len(ran.answers["answered"]) == 2
+    assert "has no train-*.parquet, only data/test-00000-of-00001.parquet" in ran.answers["maker/questions train"]
+    assert "there is no folder maker/nowhere here, and" in ran.answers["maker/nowhere test"]

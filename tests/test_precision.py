@@ -39,3 +39,37 @@ def test_the_environment_turns_it_off(choose, monkeypatch):
     monkeypatch.setenv("MMLORA_PRECISION", "float32")
     precision.precision.cache_clear()
     assert precision.precision() == "no"
+
+
+# On a card, as far as it can be told without one.
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """`card(bf16)`: what is chosen on a card with or without bfloat16."""
+
+    def chosen(bf16: bool):
+        monkeypatch.delenv("MMLORA_PRECISION", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+        precision.precision.cache_clear()
+        return precision.precision(), precision.weights_dtype(), precision.device().type
+
+    yield chosen
+    precision.precision.cache_clear()
+
+
+def test_a_t4_multiplies_float16_and_an_ampere_card_bfloat16(card):
+    assert card(bf16=False) == ("fp16", torch.float16, "cuda")  # a T4 emulates bfloat16, many times slower
+    assert card(bf16=True) == ("bf16", torch.bfloat16, "cuda")
+
+
+def test_weights_stay_in_float32_on_a_cpu(choose):
+    choose(0.2, 1.0)
+    assert precision.weights_dtype() == torch.float32
+
+
+def test_four_bits_are_offered_only_where_they_work(choose):
+    choose(1.0, 0.3)
+    with pytest.raises(precision.PrecisionError, match="need an NVIDIA card and the package bitsandbytes"):
+        precision.nf4()

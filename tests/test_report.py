@@ -111,15 +111,15 @@ def test_published_rows_are_complete():
 def test_category_table_sets_runs_beside_published_rows(metrics):
     table = report.category_table(metrics)
     lines = table.splitlines()
-    assert lines[0] == "| model | trainable | data | NAT | SOC | LAN | TXT | IMG | NO | G1-6 | G7-12 | Avg |"
-    assert lines[2].startswith("| SmolBridge, trained 50.2 min | 1.6M | MiniSQA (n=18) |")
+    assert lines[0] == "| model | trainable | training | data | NAT | SOC | LAN | TXT | IMG | NO | G1-6 | G7-12 | Avg |"
+    assert lines[2].startswith(f"| SmolBridge, trained | 1.6M | 0.8 h, {metrics.machine['cores']} CPU cores | MiniSQA (n=18) |")
     assert lines[2].endswith("83.33 |")
     assert lines[5].startswith("| SmolBridge, trained, blank image |") and "(n=12)" in lines[5] and "| – |" in lines[5]
-    assert any("LLaMA-Adapter (arXiv 2303.16199) | 1.8M | ScienceQA | 84.37" in line for line in lines)
+    assert any("LLaMA-Adapter (arXiv 2303.16199) | 1.8M | – | ScienceQA | 84.37" in line for line in lines)
     assert "Compare rows of the same data only" in lines[-1]
     assert len({line.count("|") for line in lines[:-2]}) == 1
     page = report.category_table([metrics, metrics], "html")
-    assert page.count("trained 50.2 min") == 2 and page.count("<tr>") == 1 + 8 + 13
+    assert page.count("0.8 h, ") == 2 and page.count("<tr>") == 1 + 8 + 13
 
 
 def test_headline_names_all_yardsticks(metrics, tmp_path):
@@ -130,13 +130,13 @@ def test_headline_names_all_yardsticks(metrics, tmp_path):
 
 
 def test_readme_is_rendered_in_place_and_twice_the_same(metrics, tmp_path):
-    readme = "# x\n<!-- results -->\nold\n<!-- /results -->\nbetween\n<!-- machines -->\n<!-- /machines -->\nend\n"
+    readme = "# x\n<!-- results -->\nold\n<!-- /results -->\nbetween\n<!-- machines -->\n<!-- /machines -->\n<!-- models -->\n<!-- /models -->\nend\n"
     empty = report.render_readme(readme, report.readme_tables(tmp_path))
     assert "| one_hour_smolbridge | SmolBridge | MiniSQA | not measured yet |" in empty
     assert "old" not in empty and empty.startswith("# x\n") and empty.endswith("end\n") and "\nbetween\n" in empty
     metrics.save(tmp_path / "one_hour_smolbridge.json")
     once = report.render_readme(empty, report.readme_tables(tmp_path))
-    assert "not measured yet" not in once
+    assert "| `qwen2.5-vl-3b` |" in once and once.count("not measured yet") == len(report.CATALOG)
     assert "[one_hour_smolbridge](results/one_hour_smolbridge.json) | SmolBridge | MiniSQA, 18 problems | 59 |" in once
     assert f"{metrics.machine['cores']} cores" in once and "| 7.2 |" in once
     assert report.render_readme(once, report.readme_tables(tmp_path)) == once

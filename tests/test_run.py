@@ -77,9 +77,9 @@ def test_scoring_minutes_come_from_a_timed_batch(clock, monkeypatch):
         clock.sleep(0.5)
 
     monkeypatch.setattr(evaluate, "evaluate", answering)
-    assert scoring_minutes(None, list(range(100)), list(range(60)), trial=10) == pytest.approx(1.1 * 0.5 * 160 / 10)
+    assert scoring_minutes(None, list(range(100)), list(range(60)), 40, trial=10) == pytest.approx(1.1 * 0.5 * 160 / 10)
     assert len(asked) == 1 and asked[0] == list(range(0, 100, 10))
-    assert scoring_minutes(None, [1, 2], [3], trial=10) == pytest.approx(1.1 * 0.5 * 3 / 2)
+    assert scoring_minutes(None, [1, 2], [3], 40, trial=10) == pytest.approx(1.1 * 0.5 * 3 / 2)
 
 
 # The notebook that is left.
