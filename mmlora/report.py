@@ -155,7 +155,8 @@ def _model_table(runs: Sequence[Metrics]) -> str:
         mine = [f"{m.samples_per_second:.1f} on {m.machine['gpu'] or str(m.machine['cores']) + ' CPU cores'}"
                 for m in runs if m.model in (entry.name, entry.repo)]
         seen = str(entry.visual_tokens) if entry.visual_tokens else "none"
-        rows.append([f"`{entry.name}`", _count(entry.parameters), seen, entry.licence + ", gated" * entry.gated, entry.advice,
+        size = f"{entry.parameters / 1e9:.0f}B" if entry.parameters >= 1e9 else f"{entry.parameters / 1e6:.0f}M"
+        rows.append([f"`{entry.name}`", size, seen, entry.licence + ", gated" * entry.gated, entry.advice,
                      "; ".join(mine) or UNMEASURED])
     return _markdown(["model", "parameters", "visual tokens", "licence", "machine", "training samples/s"], rows)
 
