@@ -21,13 +21,15 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from mmlora import checkpoint
-from mmlora.lora import gradient_norms
+from mmlora.lora import AdapterError, gradient_norms
 from mmlora.memory import give_back
 from mmlora.precision import precision
 from mmlora.trainlog import Journal, TrainingError, TrainLog, trackio_reporter
 from mmlora.trainplan import Source, TrainSettings, batches, schedule
 
 __all__ = ["Source", "TrainLog", "TrainSettings", "TrainingError", "batches", "fit", "schedule", "trackio_reporter"]
+
+PATIENCE = 16  # steps in which each tower that trains must get a gradient
 
 
 def fit(
@@ -96,6 +98,7 @@ class _Run:
         self.recent: deque[float] = deque(maxlen=32)  # seconds of a step; lengths vary, so the slowest is reserved
         self.save_seconds = self.saved_at = 0.0
         self.saved_step: int | None = None
+        self.all_reached = False  # every tower that trains has had a gradient
 
     # The clock.
 
@@ -140,7 +143,7 @@ class _Run:
             group["lr"] = rate
         batch = self.next_batch()
         loss, tokens = self.backward(batch)
-        by_tower = gradient_norms(self.model) if place.step == 0 else None
+        by_tower = None if self.all_reached else self.reached()
         norm = self.clip(batch)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -154,7 +157,7 @@ class _Run:
         if by_tower:
             record["gradient_norm_by_tower"] = by_tower
             norms = ", ".join(f"{tower} {value:.3g}" for tower, value in by_tower.items())
-            self.journal.say(f"gradient norm at the first step: {norms}")
+            self.journal.say(f"gradient norm at step {place.step}: {norms}")
         self.recent.append(perf_counter() - began)
         self.journal.write(record, self.share(), self.seconds_left())
         if self.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes:
@@ -200,6 +203,21 @@ class _Run:
             if parameter.grad is not None:
                 parameter.grad.div_(tokens)
         return total / tokens, tokens
+
+    def reached(self) -> dict[str, float] | None:
+        """The gradient's norm by tower, once every tower has one; None until then, for a batch may hold no picture.
+
+        Raises `AdapterError` for a tower that none of the first steps reached.
+        """
+        norms = gradient_norms(self.model)
+        silent = [tower for tower, norm in norms.items() if norm == 0]
+        self.all_reached = not silent
+        if silent and self.place.step + 1 >= min(PATIENCE, self.settings.steps or PATIENCE):
+            raise AdapterError(
+                f"the {silent[0]} tower has trainable parameters but no gradient reached them in {self.place.step + 1} "
+                "steps; leave that tower out, or check that the loss depends on it and that no cache replaces it"
+            )
+        return None if silent else norms
 
     def accumulate(self, parts: list[list[int]]) -> tuple[float, int]:
         """Add up the gradients of the summed losses of `parts`."""
@@ -278,6 +296,7 @@ class _Run:
         self.place = _Place(**{field.name: state[field.name] for field in fields(_Place)})
         self.order = self.epoch_order()
         self.saved_at, self.saved_step = self.seconds(), self.place.step
+        self.all_reached = b"gradient_norm_by_tower" in found.files["log.jsonl"]
         self.journal.open([json.loads(line) for line in found.files["log.jsonl"].splitlines()])
         self.journal.say(f"resumed from {found.path.name} after {state['elapsed'] / 60:.1f} minutes")
 

@@ -21,7 +21,8 @@ class TrainLog:
     """What `fit` returns: one record a step, and the totals, interrupted parts included.
 
     A record has `step`, `seconds`, `loss` (mean over the batch's supervised tokens), `learning_rate`, `samples` and
-    `tokens` (supervised; both so far), `gradient_norm` (before clipping); the first also `gradient_norm_by_tower`.
+    `tokens` (supervised; both so far), `gradient_norm` (before clipping); the first that reached every tower also
+    `gradient_norm_by_tower`.
     """
 
     records: list[dict]

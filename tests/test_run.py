@@ -30,7 +30,7 @@ def budget(clock, minutes: float) -> Budget:
 # The budget.
 
 
-@pytest.mark.parametrize("minutes, train, test", [(0.1, 64, 48), (6, 720, 100), (15, 1800, 250), (60, 4000, 1000),
+@pytest.mark.parametrize("minutes, train, test", [(0.1, 64, 48), (6, 720, 180), (15, 1800, 450), (60, 4000, 1000),
                                                   (600, 4000, 1000)])
 def test_sizes_follow_from_the_minutes(minutes, train, test):
     assert (Budget(minutes).train_problems, Budget(minutes).test_problems) == (train, test)

@@ -181,7 +181,7 @@ def test_the_log_is_a_line_a_step_and_equals_what_is_returned(tmp_path, capsys):
     assert lines == seen == log.records and len(lines) == 4
     assert lines[0]["gradient_norm_by_tower"]["language"] == pytest.approx(lines[0]["gradient_norm"], rel=1e-5)
     assert (log.samples_seen, lines[-1]["samples"]) == (32, 32)
-    assert "gradient norm at the first step: language" in capsys.readouterr().out
+    assert "gradient norm at step 1: language" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -259,6 +259,25 @@ def test_a_tower_without_gradient_stops_the_first_step(tmp_path):
     model.vision_tower = torch.nn.Linear(2, 2)
     with pytest.raises(AdapterError, match="the vision tower"):
         fit(model, tiny.Tokens(), QUICK, tmp_path)
+
+
+class Late(tiny.Tokens):
+    """Its third batch is the first with a picture, so to speak."""
+
+    calls = 0
+
+    def loss(self, model, indices):
+        self.calls += 1
+        loss, tokens = super().loss(model, indices)
+        return (loss + model.vision_tower.weight.sum() if self.calls > 2 else loss), tokens
+
+
+def test_a_tower_may_wait_for_the_first_picture(tmp_path):
+    model = tiny.adapted()
+    model.vision_tower = torch.nn.Linear(2, 2, bias=False)
+    records = fit(model, Late(), QUICK, tmp_path).records
+    assert [i for i, r in enumerate(records) if "gradient_norm_by_tower" in r] == [2]
+    assert records[2]["gradient_norm_by_tower"]["vision"] > 0
 
 
 def test_nothing_to_train_and_nothing_to_train_on(tmp_path):
