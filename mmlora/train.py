@@ -23,7 +23,7 @@ from torch import nn
 from mmlora import checkpoint
 from mmlora.lora import AdapterError, gradient_norms
 from mmlora.memory import give_back
-from mmlora.precision import precision
+from mmlora.precision import attention, precision
 from mmlora.trainlog import Journal, TrainingError, TrainLog, trackio_reporter
 from mmlora.trainplan import Source, TrainSettings, batches, schedule
 
@@ -223,7 +223,7 @@ class _Run:
         """Add up the gradients of the summed losses of `parts`."""
         total, tokens = 0.0, 0
         for part in parts:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), attention(self.accelerator.device):
                 loss_sum, supervised = self.source.loss(self.model, part)
             value = loss_sum.item()
             if not math.isfinite(value):
