@@ -17,7 +17,8 @@ from mmlora.paths import NOTEBOOKS, WORK
 ID = "install"  # of the cell
 #: torch, torchvision and numpy stay as they are: the others there were built for them, and a second torch takes minutes.
 INSTALL = '''\
-import importlib, os, subprocess, sys  # on Colab and Kaggle this installs mmlora; elsewhere it does nothing
+# On Colab and Kaggle this installs mmlora; elsewhere it does nothing.
+import importlib, os, subprocess, sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +26,8 @@ if not importlib.util.find_spec("mmlora"):
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision", "numpy")]
     Path("kept.txt").write_text("\\n".join(kept))
     source = os.environ.get("MMLORA_SOURCE", "git+$repository")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", source], check=True)
+    install = "pip install -q -c kept.txt".split()
+    subprocess.run([sys.executable, "-m", *install, source], check=True)
     importlib.invalidate_caches()'''
 BADGES = re.compile(r"^\[!\[Open in Colab\].*\n\n?", re.MULTILINE)
 

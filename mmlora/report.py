@@ -75,7 +75,9 @@ def category_table(metrics: Metrics | Sequence[Metrics], form: str = "markdown")
         raise ReportError(f"no table form is called {form!r}; there are markdown and html")
     rows = []
     for m in [metrics] if isinstance(metrics, Metrics) else metrics:
-        training = f"{m.minutes['train'] / 60:.1f} h, {m.machine['gpu'] or str(m.machine['cores']) + ' CPU cores'}"
+        minutes = m.minutes["train"]
+        lasted = f"{minutes:.0f} min" if minutes < 30 else f"{minutes / 60:.1f} h"
+        training = f"{lasted}, {m.machine['gpu'] or str(m.machine['cores']) + ' CPU cores'}"
         for label, trainable, hours, scores in (
             (f"{m.model}, trained", _count(m.trainable_parameters), training, m.accuracy),
             (f"{m.model}, base", "0", "–", m.base),
