@@ -124,11 +124,10 @@ def load_vlm(
     if not four_bit:
         model = model.to(device())
     processor = AutoProcessor.from_pretrained(folder) if sees else TextProcessor(AutoTokenizer.from_pretrained(folder))
-    size = entry.size if entry and side is None else None
     if side is not None:
         set_side(processor, side)
-    elif size:
-        processor.image_processor.size = type(processor.image_processor.size)(**size)
+    elif entry and entry.size:
+        processor.image_processor.size = type(processor.image_processor.size)(**entry.size)
     return VLM(name, model.eval(), processor, commit)
 
 

@@ -51,13 +51,12 @@ class Sample:
     def input_ids(self) -> torch.Tensor:
         return self.tokens["input_ids"]
 
-    def followed_by(self, ids: Sequence[int], supervised: bool = True) -> Sample:
+    def followed_by(self, ids: Sequence[int]) -> Sample:
         """The same with the tokens that the model should say next."""
         said = torch.tensor(ids, dtype=self.input_ids.dtype)
         tokens = {name: torch.cat([row, said if name == "input_ids" else torch.full_like(said, SAID.get(name, 0))])
                   for name, row in self.tokens.items()}
-        labels = torch.cat([self.labels, said if supervised else torch.full_like(said, IGNORED)])
-        return replace(self, tokens=tokens, labels=labels)
+        return replace(self, tokens=tokens, labels=torch.cat([self.labels, said]))
 
 
 def prompt_text(problem: Problem) -> str:
@@ -172,15 +171,17 @@ def show_labels(processor, sample: Sample) -> str:
 def parse_official(text: str, choices: Sequence[str]) -> int | None:
     """The choice whose letter the official scorer reads: a text that says "The answer is X." exactly once; else None."""
     found = re.findall(r"The answer is ([A-Z]).", text)
-    index = LETTERS.find(found[0]) if len(found) == 1 else -1
-    return index if 0 <= index < len(choices) else None
+    return _lettered(found[0], choices) if len(found) == 1 else None
 
 
 def parse_lmms(text: str, choices: Sequence[str]) -> int | None:
     """The choice that lmms-eval counts: a text that is a letter, or begins with a letter and a full stop; else None."""
-    letter = text if len(text) == 1 else text[0] if text[1:2] == "." else ""
-    index = LETTERS.find(letter) if letter else -1
-    return index if 0 <= index < len(choices) else None
+    return _lettered(text[0], choices) if len(text) == 1 or text[1:2] == "." else None
+
+
+def _lettered(letter: str, choices: Sequence[str]) -> int | None:
+    letters = LETTERS[: len(choices)]
+    return letters.index(letter) if letter in letters else None
 
 
 def parse_answer(text: str, choices: tuple[str, ...]) -> int | None:

@@ -77,7 +77,7 @@ def category_table(metrics: Metrics | Sequence[Metrics], form: str = "markdown")
     for m in [metrics] if isinstance(metrics, Metrics) else metrics:
         minutes = m.minutes["train"]
         lasted = f"{minutes:.0f} min" if minutes < 30 else f"{minutes / 60:.1f} h"
-        training = f"{lasted}, {m.machine['gpu'] or str(m.machine['cores']) + ' CPU cores'}"
+        training = f"{lasted}, {_processor(m)}"
         for label, trainable, hours, scores in (
             (f"{m.model}, trained", _count(m.trainable_parameters), training, m.accuracy),
             (f"{m.model}, base", "0", "–", m.base),
@@ -96,6 +96,10 @@ def category_table(metrics: Metrics | Sequence[Metrics], form: str = "markdown")
     if form == "html":
         return f"{_html(header, rows)}<p class='note'>{escape(note)}</p>"
     return f"{_markdown(header, rows)}\n\n{note}"
+
+
+def _processor(m: Metrics) -> str:
+    return m.machine["gpu"] or f"{m.machine['cores']} CPU cores"
 
 
 def _count(parameters: int) -> str:
@@ -154,8 +158,7 @@ def _model_table(runs: Sequence[Metrics]) -> str:
     """The catalogue: which model on which machine, and what was measured of each."""
     rows = []
     for entry in CATALOG:
-        mine = [f"{m.samples_per_second:.1f} on {m.machine['gpu'] or str(m.machine['cores']) + ' CPU cores'}"
-                for m in runs if m.model in (entry.name, entry.repo)]
+        mine = [f"{m.samples_per_second:.1f} on {_processor(m)}" for m in runs if m.model in (entry.name, entry.repo)]
         seen = str(entry.visual_tokens) if entry.visual_tokens else "none"
         size = f"{entry.parameters / 1e9:.0f}B" if entry.parameters >= 1e9 else f"{entry.parameters / 1e6:.0f}M"
         rows.append([f"`{entry.name}`", size, seen, entry.licence + ", gated" * entry.gated, entry.advice,
