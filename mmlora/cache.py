@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
-from mmlora.memory import give_back
+from mmlora.memory import give_back, in_parts
 from mmlora.models import base_model, decoder_layers
 from mmlora.precision import mixed
 from mmlora.samples import Samples, batch_loss, collate, on_device
@@ -59,7 +59,7 @@ def boundary(model) -> int:
 class PrefixCache:
     """Hidden states at the boundary for every sample of a `Samples`, on disk in 16 bits.
 
-    In bfloat16 for a model that computes in it, whose states may be too large for float16; else in float16.
+    In float16, which has more digits, but in bfloat16 where a state is too large for it or the model computes in bfloat16.
     `build` fills or reuses a folder; `loss` trains from the boundary up and agrees with `Samples.loss`.
     """
 
@@ -93,7 +93,9 @@ class PrefixCache:
                 raise CacheError(f"{folder} holds {others[0]}, so it is no prefix cache: name a new folder for it")
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            _fill(model.eval(), samples, first, aside, key)
+            if not _fill(model.eval(), samples, first, aside, key):
+                print("some states are too large for float16; keeping all of them in bfloat16, which has fewer digits")
+                _fill(model, samples, first, aside, key, torch.bfloat16)
             shutil.rmtree(folder, ignore_errors=True)
             aside.replace(folder)
         except CacheError:
@@ -207,23 +209,29 @@ def _key(model, samples: Samples, first: int) -> str:
 
 
 @torch.inference_mode()
-def _fill(model, samples: Samples, first: int, folder: Path, key: str) -> None:
+def _fill(model, samples: Samples, first: int, folder: Path, key: str, dtype=torch.float16) -> bool:
+    """Write the states of all samples; False, and an unfinished folder, where one is too large for `dtype`."""
     width = base_model(model).config.get_text_config().hidden_size
     starts = np.concatenate([[0], np.cumsum(samples.lengths)])
     order = sorted(range(len(samples)), key=lambda i: samples.lengths[i])
-    dtype = torch.bfloat16 if base_model(model).dtype == torch.bfloat16 else torch.float16
+    if base_model(model).dtype == torch.bfloat16:
+        dtype = torch.bfloat16
+
+    def prefix(chosen: list[int]) -> torch.Tensor:
+        batch = on_device(model, collate([samples[i] for i in chosen]))
+        del batch["labels"]
+        with mixed(batch["input_ids"].device):
+            return _lower(model, batch, first).cpu()
+
     with open(folder / "hidden", "wb") as file, tqdm(total=len(samples), desc="frozen prefix", unit="sample") as bar:
-        for at in range(0, len(order), BATCH):
-            chosen = order[at : at + BATCH]
-            batch = on_device(model, collate([samples[i] for i in chosen]))
-            del batch["labels"]
-            with mixed(batch["input_ids"].device):
-                hidden = _lower(model, batch, first)
-            hidden = hidden.to(dtype).cpu()
+        for chosen, hidden in in_parts(prefix, order, BATCH):
             if not hidden.isfinite().all():
                 named = ", ".join(samples.ids[i] for i in chosen[:8])
-                raise CacheError(f"states of one of the samples {named}, … are too large for {dtype}: load the model in "
-                                 "bfloat16, or train without the prefix cache")
+                raise CacheError(f"states of one of the samples {named}, … are not finite in {hidden.dtype}: set "
+                                 "MMLORA_PRECISION=float32 in the environment and begin anew, or choose another model")
+            hidden = hidden.to(dtype)
+            if not hidden.isfinite().all():
+                return False
             hidden = hidden.view(torch.int16).numpy()
             for row, i in enumerate(chosen):
                 file.seek(int(starts[i]) * width * 2)
@@ -232,3 +240,4 @@ def _fill(model, samples: Samples, first: int, folder: Path, key: str) -> None:
             give_back()
     (folder / "manifest.json").write_text(json.dumps(
         {"key": key, "boundary": first, "width": width, "dtype": str(dtype).removeprefix("torch.")}))
+    return True

@@ -7,7 +7,10 @@ hub for the exact number of parameters.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 
 
 @dataclass(frozen=True)

@@ -103,13 +103,13 @@ def torch_device() -> Finding:
         import torch
     except (ImportError, OSError) as error:
         return Finding("device", "missing", f"torch cannot be imported ({error}); run: python -m pip install -U torch")
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        return Finding("device", "OK", f"cuda, {gpu.name}, {gpu.total_memory / 2**30:.0f} GB")
-    if torch.backends.mps.is_available():
-        return Finding("device", "OK", "mps, the Mac's own GPU")
     from mmlora.precision import products
 
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        return Finding("device", "OK", f"cuda, {gpu.name}, {gpu.total_memory / 2**30:.0f} GB, products in {products()}")
+    if torch.backends.mps.is_available():
+        return Finding("device", "OK", f"mps, the Mac's own GPU, products in {products()}")
     return Finding("device", "OK", f"cpu, {torch.get_num_threads()} threads, products in {products()}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, get_args
@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
-from mmlora.memory import give_back
+from mmlora.memory import give_back, in_parts
 from mmlora.models import VLM, base_model
 from mmlora.precision import mixed
 from mmlora.prompts import (
@@ -77,19 +77,17 @@ def evaluate(
     shown = [problem.reordered(order) for problem, order in zip(problems, orders)]
     answers: dict[int, Prediction] = {}
     cut, guessed = 0, 0
+
+    def answer(rows: Sequence[int]):
+        batch = [shown[i] for i in rows]
+        return _speak(vlm, batch, method, max_new_tokens) if method in SPOKEN else (_choose(vlm, batch, method), 0)
+
     with _evaluating(vlm), tqdm(total=len(shown), desc=method, unit="problem", disable=not progress) as bar:
-        for rows in _batches(shown, batch_size):
-            batch = [shown[i] for i in rows]
-            if method in SPOKEN:
-                prompt, parse = SPOKEN[method]
-                texts, unfinished = _generate(vlm, batch, max_new_tokens, prompt)
-                cut += unfinished
-                found = [(parse(text, p.choices), text, ()) for text, p in zip(texts, batch)]
-                if method == "official":
-                    guessed += sum(choice is None for choice, *_ in found)
-                    found = [(_guess(p) if choice is None else choice, *rest) for (choice, *rest), p in zip(found, batch)]
-            else:
-                found = _choose(vlm, batch, method)
+        for rows, (found, unfinished) in in_parts(answer, _longest_first(shown), batch_size):
+            cut += unfinished
+            if method == "official":
+                guessed += sum(choice is None for choice, *_ in found)
+                found = [(_guess(shown[i]) if choice is None else choice, *rest) for (choice, *rest), i in zip(found, rows)]
             answers |= {i: _prediction(problems[i], orders[i], *answer) for i, answer in zip(rows, found)}
             bar.update(len(rows))
             give_back()  # a KV cache grows by copying: each length leaves a hole behind
@@ -120,9 +118,8 @@ def occlusion(vlm: VLM, problem: Problem, prediction: Prediction, grid: int = 8,
     text = _tokens(vlm, prediction.text)
     scores = []
     with _evaluating(vlm):
-        for start in range(0, len(copies), batch_size):
-            batch = copies[start : start + batch_size]
-            scores += [row[0] for row in log_likelihoods(vlm, batch, [[text]] * len(batch))]
+        for _, rows in in_parts(lambda part: log_likelihoods(vlm, part, [[text]] * len(part)), copies, batch_size):
+            scores += [row[0] for row in rows]
     return scores[0] - np.array(scores[1:]).reshape(grid, grid)
 
 
@@ -198,6 +195,13 @@ def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple
     return found
 
 
+def _speak(vlm: VLM, problems: Sequence[Problem], method: Method, max_new_tokens: int) -> tuple[list[tuple], int]:
+    """(choice or None, text, no scores) of each problem by what the model says, and how many answers were cut."""
+    prompt, parse = SPOKEN[method]
+    texts, unfinished = _generate(vlm, problems, max_new_tokens, prompt)
+    return [(parse(text, p.choices), text, ()) for text, p in zip(texts, problems)], unfinished
+
+
 def _guess(problem: Problem) -> int:
     return random.Random(f"guess {problem.id}").randrange(len(problem.choices))
 
@@ -236,14 +240,13 @@ def _order(problem: Problem, seed: int | None) -> list[int]:
     return order
 
 
-def _batches(problems: Sequence[Problem], size: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, the longest first: memory that suffices at the start suffices to the end."""
+def _longest_first(problems: Sequence[Problem]) -> list[int]:
+    """Indices so that neighbours are of like length: memory that suffices at the start suffices to the end."""
     def length(i: int) -> tuple[bool, int]:
         p = problems[i]
         return p.image is not None, len(p.question) + len(p.hint) + sum(map(len, p.choices))
 
-    order = sorted(range(len(problems)), key=length, reverse=True)
-    return (order[start : start + size] for start in range(0, len(order), size))
+    return sorted(range(len(problems)), key=length, reverse=True)
 
 
 def _tokens(vlm: VLM, text: str) -> list[int]:

@@ -60,7 +60,7 @@ def words_read(vlm: VLM, picture: Image.Image) -> list[tuple[str, float]]:
     """What SmolBridge's bridge reads: for each visual token its likeliest word, and how likely that is."""
     pixels = vlm.processor.image_processor([picture.convert("RGB")], return_tensors="pt")["pixel_values"]
     core = base_model(vlm.model).model
-    chances, places = core.get_image_words(pixels.to(vlm.model.device))[0].max(-1)
+    chances, places = core.get_image_words(pixels.to(vlm.model.device, vlm.model.dtype))[0].max(-1)
     ids = core.connector.word_ids[places]
     return [(vlm.processor.tokenizer.decode(i), p.item()) for i, p in zip(ids, chances)]
 

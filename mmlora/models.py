@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    BatchFeature,
     PreTrainedModel,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     ViTImageProcessor,
@@ -50,8 +50,6 @@ CHAT_TEMPLATE = (
 )
 BRIDGE = WEIGHTS / "smolbridge" / "bridge.safetensors"
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
-
 
 class UnknownModel(MMLoraError):
     """No model has this name; the message lists the nearest ones."""
@@ -80,7 +78,7 @@ class TextProcessor:
         return self.tokenizer.apply_chat_template(flat, tokenize=False, **options)
 
     def __call__(self, images=None, text=None, return_tensors: str = "pt"):
-        return self.tokenizer(text, return_tensors=return_tensors)
+        return BatchFeature(dict(self.tokenizer(text, return_tensors=return_tensors)))
 
 
 def base_model(model):
@@ -109,7 +107,7 @@ def load_vlm(
         pass
     elif entry and entry.repo is None:
         folder = smolbridge()
-    elif entry or (HUB_ID.fullmatch(name) and not folder.exists()):
+    elif entry or (catalog.HUB_ID.fullmatch(name) and not folder.exists()):
         snapshot = hub.download(entry.repo if entry else name, revision)
         folder, commit = snapshot.path, snapshot.revision
     else:

@@ -23,6 +23,7 @@ GREY = "#999999"
 DPI = 100
 FONT = 9
 LINE = 1.4 * FONT / 72  # inches from one line of text to the next
+SKILLS = 50  # the most bars of one figure
 
 
 class Picture(Figure):
@@ -109,8 +110,12 @@ def _reach(shares: Sequence[Share]) -> np.ndarray:
 
 
 def skill_bars(by_skill: Mapping[str, Share], base: Mapping[str, Share] | None = None) -> Figure:
-    """Accuracy of every skill, best on top, with 95 % intervals; `base` adds a mark for the untrained model."""
-    names = sorted(by_skill, key=lambda name: by_skill[name].accuracy)
+    """Accuracy of every skill, best on top, with 95 % intervals; `base` adds a mark for the untrained model.
+
+    Of more than fifty skills (ScienceQA has 379) the most frequent fifty are shown, and the title says so.
+    """
+    names = sorted(sorted(by_skill, key=lambda name: -by_skill[name].n)[:SKILLS], key=lambda name: by_skill[name].accuracy)
+    part = f", the {SKILLS} most frequent of {len(by_skill)} skills" if len(by_skill) > SKILLS else ""
     shares = [by_skill[name] for name in names]
     figure = _figure(8, 1.2 + 0.26 * len(names))
     axes = figure.subplots()
@@ -122,7 +127,7 @@ def skill_bars(by_skill: Mapping[str, Share], base: Mapping[str, Share] | None =
         known = [i for i, name in enumerate(names) if name in base]
         axes.plot([base[names[i]].accuracy for i in known], known, "D", color=VERMILION, markersize=5, label="base")
     axes.set_yticks(y, [f"{name} (n={by_skill[name].n})" for name in names])
-    axes.set(xlabel="accuracy (%)", xlim=(0, 100), ylim=(-0.7, len(names) - 0.3), title="Accuracy by skill")
+    axes.set(xlabel="accuracy (%)", xlim=(0, 100), ylim=(-0.7, len(names) - 0.3), title=f"Accuracy by skill{part}")
     axes.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _plain(axes)

@@ -2,8 +2,8 @@
 
 Adapters and sums stay in float32, and frozen weights too where memory allows (on a CPU); only the matrix products are
 rounded (torch's autocast). On processors with AVX512-BF16 or AMX, and on Ampere cards and later, that is several times
-faster. On others it is several times slower, so a CPU is timed. `MMLORA_PRECISION=float32` in the environment turns it
-off.
+faster. On others it is several times slower, so a CPU is timed. `MMLORA_PRECISION` in the environment overrules this:
+float32, bfloat16 or, on a card, float16.
 """
 
 from __future__ import annotations
@@ -29,12 +29,26 @@ class PrecisionError(MMLoraError):
 
 @lru_cache(maxsize=1)
 def precision() -> str:
-    """accelerate's name for it: "no" (float32), "bf16", or "fp16" on cards that lack bfloat16."""
-    if os.environ.get("MMLORA_PRECISION") == "float32":
-        return "no"
+    """accelerate's name for it: "no" (float32), "bf16", or "fp16" on cards that lack bfloat16.
+
+    Raises `PrecisionError` when `MMLORA_PRECISION` asks for what is not to be had.
+    """
+    if asked := os.environ.get("MMLORA_PRECISION"):
+        return _asked(asked)
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device().type == "mps":
+        return "no"  # halves were never tried there
     return "bf16" if _seconds(torch.bfloat16) < 0.7 * _seconds(torch.float32) else "no"
+
+
+def _asked(name: str) -> str:
+    by_name = {str(dtype).removeprefix("torch."): short for short, dtype in DTYPES.items()}
+    if name not in by_name:
+        raise PrecisionError(f"MMLORA_PRECISION is {name!r}; it can be {', '.join(by_name)}, or left out")
+    if name == "float16" and device().type == "cpu":
+        raise PrecisionError("MMLORA_PRECISION is float16, which only cards multiply fast; give float32 or bfloat16")
+    return by_name[name]
 
 
 def device() -> torch.device:

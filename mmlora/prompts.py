@@ -90,7 +90,7 @@ def target_text(problem: Problem, format: Format) -> str:
 def encode_texts(processor, id: str, prompt: str, image, target: str | None) -> Sample:
     """Tokens of one user turn and, if `target` is given, of the assistant's answer with its end token."""
     image, prompt = image if image is None else _readable(id, image), _clean(processor, prompt)
-    data = _encoded(processor, prompt, image)
+    data = user_turn(processor, prompt, image)
     shape = data["input_ids"].shape
     tokens = {n: t[0].long() for n, t in data.items() if n not in ("attention_mask", "labels") and t.shape == shape}
     pictures = {n: t for n, t in data.items() if t.shape != shape}
@@ -98,8 +98,8 @@ def encode_texts(processor, id: str, prompt: str, image, target: str | None) -> 
     return sample if target is None else sample.followed_by(_spoken(processor, prompt, _clean(processor, target)))
 
 
-def _encoded(processor, prompt: str, image) -> BatchFeature:
-    """What the processor makes of a user turn, each tensor with a leading dimension of 1."""
+def user_turn(processor, prompt: str, image) -> BatchFeature:
+    """What the processor makes of a user's turn, up to where the assistant speaks: a batch of one, as a model takes it."""
     if processor.chat_template:
         text = processor.apply_chat_template(_turn(prompt, image), add_generation_prompt=True)
     else:  # PaliGemma has no turns: its processor puts the picture first and ends the prompt with a line break

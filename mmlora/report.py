@@ -134,21 +134,25 @@ def readme_tables(results: str | Path = RESULTS) -> dict[str, str]:
             rows.append([Path(name).stem, *EXPECTED[name], *[UNMEASURED] * 6])
     header = ["run", "model", "data", "minutes", "accuracy in % (95 % interval)", "with image", "base model",
               "majority class", "blank image"]
-    runs = list(found.values())
+    runs = _longest(list(found.values()))
     return {"results": _markdown(header, rows), "machines": _machine_table(runs), "models": _model_table(runs)}
 
 
-def _machine_table(runs: Sequence[Metrics]) -> str:
+def _longest(runs: Sequence[Metrics]) -> list[Metrics]:
     """The longest run of each model on each machine."""
     longest: dict[tuple, Metrics] = {}
     for m in sorted(runs, key=lambda m: (m.minutes["total"], m.date)):
         longest[m.machine["cpu"], m.machine["cores"], m.machine["gpu"], m.model] = m
+    return list(longest.values())
+
+
+def _machine_table(runs: Sequence[Metrics]) -> str:
     rows = [
         [m.machine["gpu"] or f"{m.machine['cpu']}, {m.machine['cores']} cores, {m.machine['precision']}",
          f"{m.machine['memory_gb']:.0f} GB",
          m.model, f"{m.samples_per_second:.1f}", f"{m.peak_memory_gb:.1f} GB", f"{m.minutes['total']:.0f}",
          f"{m.accuracy['avg']:.1f}"]
-        for m in longest.values()
+        for m in runs
     ]
     header = ["machine", "memory", "model", "training samples/s", "peak memory", "minutes", "accuracy in %"]
     return _markdown(header, rows or [[UNMEASURED] * len(header)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -13,12 +12,12 @@ from huggingface_hub import constants, list_repo_files, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from mmlora import folder, official, parquet
+from mmlora.catalog import HUB_ID
 from mmlora.minisqa.dataset import build
 from mmlora.paths import MINISQA
 from mmlora.rows import DataError
 from mmlora.scienceqa import Problem
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 KINDS = ('"minisqa", a data set of the hub such as "derek-thomas/ScienceQA", a parquet file, or a folder with '
          "<split>.parquet, problems.json, <split>.jsonl or <split>.csv")  # fmt: skip
 
@@ -48,7 +47,7 @@ def load_problems(source: str | Path = "minisqa", split: str = "test", limit: in
         problems = _in_folder(path, split, limit, missing_images)
     elif path.suffix == ".parquet" and path.is_file():
         problems = parquet.read([path], split)
-    elif isinstance(source, str) and HUB_NAME.fullmatch(source) and not path.exists():
+    elif isinstance(source, str) and HUB_ID.fullmatch(source) and not path.exists():
         problems = parquet.read(_download(source, split), split)
         if "scienceqa" in source.lower():
             _say_licence()

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
 from mmlora import checkpoint
+from mmlora.clock import Clock
 from mmlora.lora import AdapterError, gradient_norms
 from mmlora.memory import give_back
 from mmlora.precision import attention, precision
@@ -52,14 +52,14 @@ def fit(
     run = _Run(model, source, settings, Path(folder))
     try:
         run.begin(resume)
-        while run.time_for_a_step():
+        while run.clock.time_for_a_step(run.place.step):
             record = run.step()
             if on_step:
                 on_step(record)
         run.save()
     finally:
         run.close()
-    return TrainLog(run.journal.records, run.place.samples, run.seconds())
+    return TrainLog(run.journal.records, run.place.samples, run.clock.seconds())
 
 
 @dataclass
@@ -71,14 +71,13 @@ class _Place:
     position: int = 0  # batches taken from this epoch
     samples: int = 0
     tokens: int = 0
-    elapsed: float = 0.0  # seconds spent before this process
 
 
 class _Run:
-    """One `fit`: model, optimizer, place, clock and journal."""
+    """One `fit`: model, optimizer, clock, place and journal."""
 
     def __init__(self, model: nn.Module, source: Source, settings: TrainSettings, folder: Path):
-        self.started = perf_counter()
+        self.clock = Clock(settings)
         self.source, self.settings, self.folder = source, settings, folder
         if not len(source):
             raise TrainingError("the source has no samples; give it at least one")
@@ -95,32 +94,9 @@ class _Run:
         self.place, self.journal = _Place(), Journal(folder)
         self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved where they do not fit
         self.order: list[list[int]] = []
-        self.recent: deque[float] = deque(maxlen=32)  # seconds of a step; lengths vary, so the slowest is reserved
-        self.save_seconds = self.saved_at = 0.0
         self.saved_step: int | None = None
+        self.saved_at = 0.0  # seconds
         self.all_reached = False  # every tower that trains has had a gradient
-
-    # The clock.
-
-    def seconds(self) -> float:
-        return self.place.elapsed + perf_counter() - self.started
-
-    def time_for_a_step(self) -> bool:
-        if self.settings.steps is not None:
-            return self.place.step < self.settings.steps
-        reserve = max(self.recent, default=0.0) + 2 * self.save_seconds  # twice: disks waver
-        return self.seconds() + reserve < 60 * self.settings.minutes
-
-    def share(self) -> float:
-        """How much of the budget is spent by the middle of the coming step."""
-        if self.settings.steps is not None:
-            return (self.place.step + 0.5) / self.settings.steps
-        return (self.seconds() + (self.recent[-1] if self.recent else 0.0) / 2) / (60 * self.settings.minutes)
-
-    def seconds_left(self) -> float:
-        if self.settings.steps is not None:
-            return self.seconds() * (self.settings.steps / self.place.step - 1)
-        return 60 * self.settings.minutes - self.seconds()
 
     # The steps.
 
@@ -137,8 +113,9 @@ class _Run:
             self.journal.open([])
 
     def step(self) -> dict:
-        began, place = perf_counter(), self.place
-        rate = self.settings.learning_rate * schedule(self.share(), self.settings.warmup_share)
+        place, clock = self.place, self.clock
+        began = clock.seconds()
+        rate = self.settings.learning_rate * schedule(clock.share(place.step), self.settings.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.next_batch()
@@ -149,7 +126,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         place.step, place.samples, place.tokens = place.step + 1, place.samples + len(batch), place.tokens + tokens
         record = {
-            "step": place.step, "seconds": round(self.seconds(), 3), "loss": loss, "learning_rate": rate,
+            "step": place.step, "seconds": round(clock.seconds(), 3), "loss": loss, "learning_rate": rate,
             "samples": place.samples, "tokens": place.tokens, "gradient_norm": norm,
         }
         if place.step % 16 == 0:
@@ -158,9 +135,9 @@ class _Run:
             record["gradient_norm_by_tower"] = by_tower
             norms = ", ".join(f"{tower} {value:.3g}" for tower, value in by_tower.items())
             self.journal.say(f"gradient norm at step {place.step}: {norms}")
-        self.recent.append(perf_counter() - began)
-        self.journal.write(record, self.share(), self.seconds_left())
-        if self.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes:
+        clock.recent.append(clock.seconds() - began)
+        self.journal.write(record, clock.share(place.step), clock.seconds_left(place.step))
+        if clock.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes:
             self.save()
         return record
 
@@ -186,14 +163,15 @@ class _Run:
             try:
                 total, tokens = self.accumulate([batch[at : at + size] for at in range(0, len(batch), size)])
                 break
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
                 if size == 1:
                     raise TrainingError(f"sample {self.names(batch)} alone does not fit in memory; train fewer layers, "
                                         "take smaller pictures or a smaller model") from error
             self.micro = -(-size // 2)
             self.optimizer.zero_grad(set_to_none=True)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            clear_device_cache(garbage_collection=True)
             self.journal.say(f"out of memory: from now on {self.micro} samples a forward pass; a step still takes "
                              f"{self.settings.batch_size}")
         if tokens == 0:
@@ -211,13 +189,13 @@ class _Run:
         """
         norms = gradient_norms(self.model)
         silent = [tower for tower, norm in norms.items() if norm == 0]
-        self.all_reached = not silent
+        self.all_reached = not silent and all(map(math.isfinite, norms.values()))  # a scaler's first steps may overflow
         if silent and self.place.step + 1 >= min(PATIENCE, self.settings.steps or PATIENCE):
             raise AdapterError(
                 f"the {silent[0]} tower has trainable parameters but no gradient reached them in {self.place.step + 1} "
                 "steps; leave that tower out, or check that the loss depends on it and that no cache replaces it"
             )
-        return None if silent else norms
+        return norms if self.all_reached else None
 
     def accumulate(self, parts: list[list[int]]) -> tuple[float, int]:
         """Add up the gradients of the summed losses of `parts`."""
@@ -234,10 +212,12 @@ class _Run:
 
     def clip(self, batch: list[int]) -> float | None:
         """The gradient's norm before clipping; None where fp16 overflowed and the scaler will skip the step."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm).item()
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
+        norm, scaler = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm).item(), self.accelerator.scaler
+        if math.isfinite(norm):
+            return norm
+        if scaler is None or scaler.get_scale() < 1:  # it was halved so often that this is no overflow of its making
             raise self.not_finite("gradient", batch)
-        return norm if math.isfinite(norm) else None
+        return None
 
     def not_finite(self, what: str, batch: list[int]) -> TrainingError:
         return TrainingError(
@@ -255,14 +235,13 @@ class _Run:
         del settings["checkpoint_minutes"]  # it changes nothing that is learned
         for adapter in getattr(self.model, "peft_config", {}).values():  # shapes would not tell two alphas apart
             settings |= {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
-        where = {**asdict(self.place), "elapsed": self.seconds()}
-        return {**where, "settings": settings, "source": self.source.fingerprint}
+        return {**asdict(self.place), "elapsed": self.clock.seconds(), "settings": settings, "source": self.source.fingerprint}
 
     def save(self, must: bool = False):
         """Write a checkpoint unless this step has one. A failure is said and survived, unless `must`."""
         if self.saved_step == self.place.step:
             return
-        began = perf_counter()
+        began = self.clock.seconds()
         files = checkpoint.capture(self.model, self.optimizer.optimizer)
         files["state.json"] = json.dumps(self.state(), indent=1).encode()
         files["log.jsonl"] = self.journal.text.encode()
@@ -275,7 +254,8 @@ class _Run:
             if must:
                 raise
             self.journal.say(f"{error}; training goes on")
-        self.save_seconds, self.saved_at = perf_counter() - began, self.seconds()
+        self.saved_at = self.clock.seconds()
+        self.clock.save_seconds = self.saved_at - began
 
     def resume_from(self, found: checkpoint.Checkpoint):
         state, mine = found.state, self.state()
@@ -294,8 +274,8 @@ class _Run:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(json.loads(found.files["scaler.json"]))
         self.place = _Place(**{field.name: state[field.name] for field in fields(_Place)})
-        self.order = self.epoch_order()
-        self.saved_at, self.saved_step = self.seconds(), self.place.step
+        self.clock.before, self.order = state["elapsed"], self.epoch_order()
+        self.saved_at, self.saved_step = self.clock.seconds(), self.place.step
         self.all_reached = b"gradient_norm_by_tower" in found.files["log.jsonl"]
         self.journal.open([json.loads(line) for line in found.files["log.jsonl"].splitlines()])
         self.journal.say(f"resumed from {found.path.name} after {state['elapsed'] / 60:.1f} minutes")

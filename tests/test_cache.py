@@ -42,9 +42,9 @@ def fills(monkeypatch):
     """The folders that were filled, in order."""
     folders, original = [], cache._fill
 
-    def counted(model, samples, first, folder, key):
+    def counted(model, samples, first, folder, *rest):
         folders.append(folder)
-        return original(model, samples, first, folder, key)
+        return original(model, samples, first, folder, *rest)
 
     monkeypatch.setattr(cache, "_fill", counted)
     return folders
@@ -102,17 +102,39 @@ def test_a_prefix_is_stored_in_half_precision_and_no_padding(samples, adapted, t
     assert {p.name for p in tmp_path.iterdir()} == {"cache"}
 
 
-def test_states_too_large_for_half_precision_are_an_error_and_kept_in_bfloat16(tiny_vlm, samples, adapted, tmp_path):
-    model = adapted()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_too_large_for_float16_are_kept_in_bfloat16(samples, adapted, tmp_path, capsys, dtype):
+    model = adapted().to(dtype)
     model.get_base_model().model.language_model.layers[0].mlp.down_proj.weight.data *= 1e7
-    with pytest.raises(CacheError, match="too large for torch.float16: load the model in bfloat16"):
-        PrefixCache.build(model, samples, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-    model.to(torch.bfloat16)
     cached = PrefixCache.build(model, samples, tmp_path / "cache")
+    assert ("too large for float16" in capsys.readouterr().out) == (dtype == torch.float32)
     assert max(states.abs().max() for states in cached.states(ALL)) > 65504
     with torch.no_grad():
         assert cached.loss(model, ALL)[0] == pytest.approx(samples.loss(model, ALL)[0].item(), rel=1e-3)
+
+
+def test_states_that_are_not_finite_are_an_error(samples, adapted, tmp_path):
+    model = adapted()
+    model.get_base_model().model.language_model.layers[0].mlp.down_proj.weight.data[0] = float("nan")
+    with pytest.raises(CacheError, match="not finite in torch.float32: set MMLORA_PRECISION=float32"):
+        PrefixCache.build(model, samples, tmp_path / "cache")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_prefix_that_does_not_fit_in_memory_is_computed_in_parts(samples, adapted, tmp_path, monkeypatch, capsys):
+    model, lower, sizes = adapted(), cache._lower, []
+    whole = PrefixCache.build(model, samples, tmp_path / "whole").hidden.copy()
+
+    def small(model, batch, first):
+        sizes.append(len(batch["input_ids"]))
+        if sizes[-1] > 2:
+            torch.empty(2**60)  # more than any machine has
+        return lower(model, batch, first)
+
+    monkeypatch.setattr(cache, "_lower", small)
+    parts = PrefixCache.build(model, samples, tmp_path / "parts").hidden
+    assert sizes == [4, 2, 2] and "from now on 2 samples at a time" in capsys.readouterr().out
+    assert np.abs(parts.view(np.float16) - whole.view(np.float16)).max() < 0.01
 
 
 # The boundary.
@@ -248,8 +270,9 @@ def test_an_old_cache_stays_until_the_new_one_is_complete(tiny_vlm, samples, ada
     original, seen = cache._fill, []
 
     def looking(model, others, first, aside, key):
-        original(model, others, first, aside, key)
+        done = original(model, others, first, aside, key)
         seen.append(PrefixCache._found(folder, old, samples) is not None and sorted(p.name for p in aside.iterdir()))
+        return done
 
     monkeypatch.setattr(cache, "_fill", looking)
     new = PrefixCache.build(model, Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "answer"), folder)

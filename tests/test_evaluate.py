@@ -10,6 +10,7 @@ import torch
 from tinyvlm import picture
 
 from mmlora import evaluate as ev
+from mmlora.memory import OutOfMemory
 from mmlora.models import VLM
 from mmlora.prompts import IGNORED, encode, encode_prompt, target_text
 from mmlora.scienceqa import CATEGORIES, Problem
@@ -90,6 +91,36 @@ def test_generation_in_a_left_padded_batch_equals_one_by_one(vlm, problems):
         alone = ev.evaluate(vlm, problems, "generate", batch_size=1, max_new_tokens=12, progress=False)
     assert together == alone
     assert all(p.text for p in together)
+
+
+@pytest.fixture
+def small_memory(vlm):
+    """`small_memory(rows)`: more rows than that in one forward pass do not fit."""
+    hooks = []
+
+    def limit(rows: int):
+        def refuse(model, inputs, named):
+            if len(named["input_ids"]) > rows:
+                torch.empty(2**60)  # more than any machine has, so this is torch's own error
+
+        hooks.append(vlm.model.register_forward_pre_hook(refuse, with_kwargs=True))
+
+    yield limit
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.filterwarnings("ignore:.*generations were cut")
+def test_what_does_not_fit_in_memory_is_answered_in_parts(vlm, problems, small_memory, capsys):
+    settings = {"batch_size": 4, "max_new_tokens": 12, "progress": False}
+    whole = ev.evaluate(vlm, problems, "generate", **settings)
+    small_memory(1)
+    assert ev.evaluate(vlm, problems, "generate", **settings) == whole
+    said = capsys.readouterr().out
+    assert "from now on 2 samples at a time" in said and "from now on 1 samples at a time" in said
+    small_memory(0)
+    with pytest.raises(OutOfMemory, match="a single sample does not fit in memory; give load_vlm a smaller side"):
+        ev.evaluate(vlm, problems, "generate", **settings)
 
 
 def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):

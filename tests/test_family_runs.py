@@ -1,4 +1,4 @@
-"""Notebook 04 on every architecture: from a saved model and a folder of one's own problems to a scored adapter."""
+"""Every notebook on every architecture: from a saved model and a folder of one's own problems to a scored adapter."""
 
 import json
 import random
@@ -7,8 +7,11 @@ import families
 import matplotlib
 import nbformat
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from tinyvlm import picture
 
+from mmlora import models, precision
 from mmlora.lora import load_adapter
 from mmlora.metrics import Metrics
 from mmlora.models import load_vlm
@@ -37,20 +40,67 @@ def own_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name, family in families.FAMILIES.items() if family.sees])
-@pytest.mark.filterwarnings("ignore:.*generations were cut")
-def test_the_one_hour_run(name, own_folder, tmp_path, monkeypatch):
-    matplotlib.use("Agg")
-    vlm = families.build(name)
-    vlm.model.save_pretrained(tmp_path / "model")
-    vlm.processor.save_pretrained(tmp_path / "model")
-    cells = [cell for cell in nbformat.read(NOTEBOOKS / "04_one_hour_run.ipynb", as_version=4).cells
-             if cell.cell_type == "code"]
+def code(name: str) -> list:
+    return [cell for cell in nbformat.read(NOTEBOOKS / name, as_version=4).cells if cell.cell_type == "code"]
+
+
+def execute(name: str, **parameters) -> dict:
+    """The notebook's cells in this process, with other parameters; what they bound."""
     space = {"display": lambda *_: None}
-    for cell in cells:
+    for cell in code(name):
         exec(cell.source, space)
         if "parameters" in cell.metadata.get("tags", []):
-            space |= {"MODEL": str(tmp_path / "model"), "DATA": str(own_folder), "MINUTES": 0.1, "OUT": str(tmp_path / "out")}
+            space |= parameters
+    return space
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """`saved(name)`: the folder of a tiny model of that family."""
+
+    def save(name: str) -> str:
+        vlm = families.build(name)
+        vlm.model.save_pretrained(tmp_path / "model")
+        (vlm.processor if families.FAMILIES[name].sees else vlm.processor.tokenizer).save_pretrained(tmp_path / "model")
+        return str(tmp_path / "model")
+
+    matplotlib.use("Agg")
+    return save
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.filterwarnings("ignore:.*generations were cut")
+def test_every_notebook_runs(name, saved, own_folder, tmp_path, capsys):
+    model, out = saved(name), str(tmp_path / "out")
+    execute("00_start_here.ipynb", MODEL=model, MINUTES=0.02, TRAIN=8, TEST=2)
+    execute("04_one_hour_run.ipynb", MODEL=model, DATA=str(own_folder), MINUTES=0.1, OUT=out)
     metrics = Metrics.load(tmp_path / "out" / "metrics.json")
     assert metrics.samples_seen > 0 and metrics.n_test == 8 and metrics.blank_image["n"]["Avg"] == 6
-    assert load_adapter(load_vlm(str(tmp_path / "model")).model, tmp_path / "out" / "adapter")
+    assert load_adapter(load_vlm(model).model, tmp_path / "out" / "adapter")
+    capsys.readouterr()
+    execute("05_reading_the_results.ipynb", RUN=out, MAPS=1, GRID=2)
+    assert "1 of 1 texts are the same, word for word" in capsys.readouterr().out
+
+
+@pytest.fixture
+def halves(monkeypatch):
+    """What a card does, done on the CPU: weights and products in bfloat16."""
+
+    def forget():
+        precision.precision.cache_clear()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    monkeypatch.setenv("MMLORA_PRECISION", "bfloat16")
+    monkeypatch.setattr(models, "weights_dtype", lambda: torch.bfloat16)
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.filterwarnings("ignore:.*generations were cut")
+def test_every_notebook_runs_in_half_precision(saved, own_folder, tmp_path, halves):
+    model, out = saved("smolvlm"), str(tmp_path / "out")
+    for space in (execute("00_start_here.ipynb", MODEL=model, MINUTES=0.02, TRAIN=8, TEST=2),
+                  execute("04_one_hour_run.ipynb", MODEL=model, DATA=str(own_folder), MINUTES=0.1, OUT=out),
+                  execute("05_reading_the_results.ipynb", RUN=out, MAPS=1, GRID=2)):
+        assert space["vlm"].model.dtype == torch.bfloat16

@@ -41,6 +41,22 @@ def test_the_environment_turns_it_off(choose, monkeypatch):
     assert precision.precision() == "no"
 
 
+@pytest.mark.parametrize(("name", "message"), [
+    ("half", "'half'; it can be float32, bfloat16, float16"), ("float16", "only cards multiply fast"),
+])
+def test_what_cannot_be_had_is_refused(choose, monkeypatch, name, message):
+    choose(0.2, 1.0)
+    monkeypatch.setenv("MMLORA_PRECISION", name)
+    precision.precision.cache_clear()
+    with pytest.raises(precision.PrecisionError, match=message):
+        precision.precision()
+
+
+def test_a_mac_multiplies_float32(choose, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose(0.2, 1.0) == "no" and precision.device().type == "mps"
+
+
 # On a card, as far as it can be told without one.
 
 

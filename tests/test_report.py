@@ -14,7 +14,7 @@ from mmlora import plots, report
 from mmlora.examples import load_examples
 from mmlora.metrics import Metrics, MetricsError
 from mmlora.scienceqa import CATEGORIES, Problem
-from mmlora.scores import Prediction, majority_class, score
+from mmlora.scores import Share, Prediction, majority_class, score
 
 KEYS = ("accuracy base majority blank_image n_test minutes samples_per_second samples_seen peak_memory_gb "
         "trainable_parameters model data seed settings versions machine date git").split()
@@ -203,6 +203,14 @@ def test_gallery_text_overlaps_nothing_and_stays_inside():
     assert not any(a.overlaps(b) and min(a.y1, b.y1) - max(a.y0, b.y0) > 3 for a, b in pairs)
     pictures = [axes.get_window_extent() for axes in figure.axes]
     assert not any(box.overlaps(picture) for box in boxes for picture in pictures)
+
+
+def test_hundreds_of_skills_are_the_most_frequent_ones():
+    by_skill = {f"skill {i}": Share(i % 7, 10 + i) for i in range(379)}
+    figure = plots.skill_bars(by_skill)
+    assert figure.get_figheight() < 20 and "the 50 most frequent of 379 skills" in figure.axes[0].get_title()
+    named = {label.get_text().partition(" (")[0] for label in figure.axes[0].get_yticklabels()}
+    assert named == {f"skill {i}" for i in range(329, 379)}
 
 
 def test_every_plot_draws(metrics):

@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 
-from mmlora import train
+from mmlora import clock, train
+from mmlora.checkpoint import newest
 from mmlora.lora import AdapterError
 from mmlora.train import TrainingError, TrainSettings, batches, fit, schedule
 from mmlora.trainlog import Journal
@@ -51,7 +52,7 @@ class Clock:
 
     def __init__(self, monkeypatch, pace):
         self.now, self.pace, self.calls = 0.0, pace, 0
-        monkeypatch.setattr(train, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(clock, "perf_counter", lambda: self.now)
 
     def source(self):
         source, loss = tiny.Tokens(), tiny.Tokens.loss
@@ -115,7 +116,7 @@ class Large(tiny.Tokens):
 
     def loss(self, model, indices):
         if len(indices) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            torch.empty(2**60)  # more than any machine has, so this is torch's own error
         return super().loss(model, indices)
 
 
@@ -278,6 +279,82 @@ def test_a_tower_may_wait_for_the_first_picture(tmp_path):
     records = fit(model, Late(), QUICK, tmp_path).records
     assert [i for i, r in enumerate(records) if "gradient_norm_by_tower" in r] == [2]
     assert records[2]["gradient_norm_by_tower"]["vision"] > 0
+
+
+# Half precision's scaler, as on a card without bfloat16.
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """`scaled(first scale)` makes accelerate keep a real scaler here, where it otherwise has one on a card only."""
+
+    def install(scale: float):
+        class OnACard(train.Accelerator):
+            mixed_precision = "fp16"
+
+            def __init__(self, mixed_precision):
+                super().__init__()
+                self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3), True
+
+        monkeypatch.setattr(train, "Accelerator", OnACard)
+
+    return install
+
+
+def weights(model) -> dict:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_products_in_float16_learn_the_same(tmp_path, scaled):
+    expected = fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path / "plain").records
+    scaled(2.0**16)
+    records = fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path / "scaled").records
+    for name in ("gradient_norm", "loss"):
+        found, wanted = [r[name] for r in records], [r[name] for r in expected]
+        assert found == pytest.approx(wanted, rel=0.02) and found != wanted
+
+
+def test_a_step_that_overflowed_is_skipped_and_the_scale_halved(tmp_path, scaled):
+    scaled(2.0**126)
+    model, seen = tiny.adapted(), []
+    start = weights(model)
+    records = fit(model, tiny.Tokens(), replace(QUICK, steps=12), tmp_path, on_step=lambda _: seen.append(weights(model))).records
+    skipped = [r["gradient_norm"] is None for r in records]
+    first = skipped.index(False)
+    assert 0 < first < 10 and all(torch.equal(p, seen[first - 1][name]) for name, p in start.items())
+    assert not all(torch.equal(p, seen[first][name]) for name, p in start.items())
+    assert all(map(math.isfinite, records[first]["gradient_norm_by_tower"].values()))
+    assert not any("gradient_norm_by_tower" in r for r in records[:first])
+
+
+class Broken(tiny.Tokens):
+    """The gradient of the root of nothing is infinite at every scale."""
+
+    def loss(self, model, indices):
+        loss, tokens = super().loss(model, indices)
+        return loss + (loss - loss.detach()).abs().sqrt(), tokens
+
+
+def test_a_gradient_that_no_scale_mends_ends_the_run(tmp_path, scaled):
+    scaled(4.0)
+    with pytest.raises(TrainingError, match="the gradient is not finite at step 4"):
+        fit(tiny.adapted(), Broken(), replace(QUICK, steps=100), tmp_path)
+
+
+def test_the_scale_is_resumed(tmp_path, scaled, one_thread):
+    def stop(record):
+        if record["step"] == 7:
+            raise KeyboardInterrupt
+
+    scaled(2.0**126)
+    settings, whole, halves = replace(QUICK, steps=12, checkpoint_minutes=0), tiny.adapted(), tiny.adapted()
+    fit(whole, tiny.Tokens(), settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(halves, tiny.Tokens(), settings, tmp_path / "halves", on_step=stop)
+    fit(halves, tiny.Tokens(), settings, tmp_path / "halves", resume=True)
+    assert all(torch.equal(p, halves.get_parameter(name)) for name, p in weights(whole).items())
+    kept = [newest(tmp_path / name).files["scaler.json"] for name in ("whole", "halves")]
+    assert kept[0] == kept[1]
 
 
 def test_nothing_to_train_and_nothing_to_train_on(tmp_path):
