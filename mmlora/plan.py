@@ -20,6 +20,9 @@ VISUAL_TOKENS = 256  # assumed for a model that the catalogue lacks
 KEPT_BYTES = 34
 #: A trainable number in float32 with its gradient and AdamW's two moments.
 TRAINED_BYTES = 16
+#: A frozen number in NF4 with its share of the scales, and of the embeddings, which stay in 16 bits (QLoRA, arXiv 2305.14314).
+NF4_BYTES = 0.6
+LARGE = 2_900_000_000  # parameters from which on four bits are offered: a smaller model fits every card as it is
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Plan:
             return None
         return bytes_each * self.parameters + TRAINED_BYTES * self.trainable + self.activations * bytes_each // 2
 
+    def memory_nf4(self) -> int | None:
+        """Bytes with frozen weights in four bits and all else as in 16 bits."""
+        return self.memory(2) and round(self.memory(2) - (2 - NF4_BYTES) * self.parameters)
+
     def __str__(self):
         lines = {"download": _gb(self.download) if self.download else "nothing, it is here"}
         if self.parameters:
@@ -54,6 +61,9 @@ class Plan:
             lines["memory in all"] = f"roughly {_gb(self.memory(4))} in float32, {_gb(self.memory(2))} in 16 bits"
         else:
             lines["memory in all"] = "not known yet: its configuration is not here"
+        if self.memory(2) and self.parameters >= LARGE:
+            lines["with NF4"] = (f"roughly {_gb(self.memory_nf4())}: load_vlm(name, four_bit=True) on an NVIDIA card, with "
+                                 "bitsandbytes")
         lines["an epoch"] = "not measured yet on a machine like this"
         if self.speed:
             minutes = self.problems / self.speed / 60

@@ -6,6 +6,7 @@ hand and running it headless are the same thing.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ class Budget:
     minutes: float
     started: float = field(default_factory=perf_counter)
     spent: dict[str, float] = field(default_factory=dict)  # minutes by part: data, cache, train, score
+    added: float = 0.0  # minutes of earlier sessions
 
     @property
     def train_problems(self) -> int | None:
@@ -48,8 +50,13 @@ class Budget:
         return max(48, round(30 * self.minutes)) if self.minutes < WHOLE_SPLITS else None
 
     def elapsed(self) -> float:
-        """Minutes since the budget began."""
-        return (perf_counter() - self.started) / 60
+        """Minutes since the budget began, and what was added."""
+        return (perf_counter() - self.started) / 60 + self.added
+
+    def add(self, part: str, minutes: float) -> None:
+        """Count what an interrupted session before this one spent on `part`."""
+        self.spent[part] = self.spent.get(part, 0.0) + minutes
+        self.added += minutes
 
     @contextmanager
     def watch(self, part: str):
@@ -114,6 +121,7 @@ def run(
             f"{executed}; when the cause is mended, go on with: mmlora run --minutes {minutes:g} --out {folder} --resume"
         ) from error
     nbformat.write(tidied(nbformat.read(executed, as_version=4)), executed)
+    shutil.rmtree(folder / "cache", ignore_errors=True)  # hundreds of megabytes that can be made anew in minutes
     report = html_report(folder)
     print(f"\n{headline(folder)}\n\nnotebook  {executed}\nreport    {report}\nmetrics   {folder / 'metrics.json'}\n"
           f"adapter   {folder / 'adapter'}")

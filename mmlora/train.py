@@ -59,7 +59,7 @@ def fit(
         run.save()
     finally:
         run.close()
-    return TrainLog(run.journal.records, run.place.samples, run.clock.seconds())
+    return TrainLog(run.journal.records, run.place.samples, run.clock.seconds(), run.clock.before)
 
 
 @dataclass
@@ -232,7 +232,8 @@ class _Run:
 
     def state(self) -> dict:
         settings = asdict(self.settings)
-        del settings["checkpoint_minutes"]  # it changes nothing that is learned
+        for name in ("minutes", "checkpoint_minutes"):  # a budget is measured anew; a save changes nothing that is learned
+            del settings[name]
         for adapter in getattr(self.model, "peft_config", {}).values():  # shapes would not tell two alphas apart
             settings |= {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
         return {**asdict(self.place), "elapsed": self.clock.seconds(), "settings": settings, "source": self.source.fingerprint}

@@ -28,6 +28,7 @@ class TrainLog:
     records: list[dict]
     samples_seen: int
     seconds: float
+    seconds_before: float = 0.0  # of these, spent by earlier processes, up to the checkpoint that was resumed
 
     @property
     def samples_per_second(self) -> float:

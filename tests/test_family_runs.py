@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from tinyvlm import picture
 
-from mmlora import models, precision
+from mmlora import models, precision, trainlog
 from mmlora.lora import load_adapter
 from mmlora.metrics import Metrics
 from mmlora.models import load_vlm
@@ -80,6 +80,21 @@ def test_every_notebook_runs(name, saved, own_folder, tmp_path, capsys):
     capsys.readouterr()
     execute("05_reading_the_results.ipynb", RUN=out, MAPS=1, GRID=2)
     assert "1 of 1 texts are the same, word for word" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on(saved, own_folder, tmp_path, monkeypatch, capsys):
+    settings = {"MODEL": saved("smolvlm"), "DATA": str(own_folder), "MINUTES": 0.1, "OUT": str(tmp_path / "out")}
+
+    def closed(journal, record, *_):
+        if record["step"] == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainlog.Journal, "write", closed)
+        execute("04_one_hour_run.ipynb", **settings)
+    space = execute("04_one_hour_run.ipynb", **settings, RESUME=True)
+    assert "resumed from checkpoint-00000000" in "".join(capsys.readouterr())
+    assert Metrics.load(tmp_path / "out" / "metrics.json").samples_seen == space["log"].samples_seen > 0
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,14 @@ def test_a_folder_needs_no_download(folder, tiny_vlm):
 def test_weights_in_16_bits_take_half(folder):
     found = plan(str(folder))
     assert found.memory(4) - 2 * found.memory(2) == -planning.TRAINED_BYTES * found.trainable
+
+
+def test_four_bits_are_offered_to_large_models_only(folder):
+    small = plan(str(folder))
+    assert "with NF4" not in str(small)
+    large = replace(small, parameters=3_000_000_000)
+    saved = large.memory(2) - large.memory_nf4()
+    assert saved == pytest.approx(1.4 * 3e9) and "with NF4       roughly" in str(large)
 
 
 def test_minutes_come_from_a_record_of_this_machine_only(tmp_path, monkeypatch):

@@ -35,6 +35,14 @@ def test_sizes_follow_from_the_minutes(minutes, train, test):
     assert (Budget(minutes).train_problems, Budget(minutes).test_problems) == (train, test)
 
 
+def test_what_an_earlier_session_spent_is_counted(clock):
+    resumed = budget(clock, 10)
+    with resumed.watch("train"):
+        clock.now += 60
+    resumed.add("train", 2.5)
+    assert resumed.to_dict() == {"data": 0, "cache": 0, "train": 3.5, "score": 0, "total": 3.5}
+
+
 def test_a_run_on_parts_has_less_than_minisqas_own_sizes():
     from mmlora.minisqa.core import SPLIT_SIZES
 
