@@ -117,7 +117,7 @@ def load_vlm(
     reuse_blocks()
     sees = type(AutoConfig.from_pretrained(folder)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    placed = {"quantization_config": nf4(), "device_map": {"": 0}} if four_bit else {}
+    placed = {"quantization_config": nf4(), "device_map": {"": device()}} if four_bit else {}
     model = kind.from_pretrained(folder, dtype=weights_dtype(), use_safetensors=True, **placed)
     if not four_bit:
         model = model.to(device())

@@ -68,6 +68,11 @@ def nf4():
     if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
         raise PrecisionError("4-bit weights need an NVIDIA card and the package bitsandbytes (pip install bitsandbytes); "
                              "leave four_bit out, or choose a model under 3 billion parameters")
+    return nf4_settings()
+
+
+def nf4_settings():
+    """QLoRA's own: 4-bit normal floats, their scales quantized once more, products in this machine's numbers."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,

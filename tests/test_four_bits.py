@@ -1,0 +1,58 @@
+"""QLoRA: an adapter over weights of four bits, which bitsandbytes computes with on a CPU too, slowly."""
+
+import importlib
+
+import pytest
+import torch
+from tinyvlm import PROBLEMS
+
+from mmlora import models
+from mmlora.cache import PrefixCache
+from mmlora.evaluate import evaluate
+from mmlora.lora import attach, load_adapter, save_adapter
+from mmlora.models import VLM, load_vlm
+from mmlora.paths import PACKAGE
+from mmlora.precision import nf4_settings
+from mmlora.samples import Samples
+from mmlora.train import TrainSettings, fit
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+ALL = list(range(len(PROBLEMS)))
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """`load()`: a fresh copy of a small SmolVLM in four bits, as on a card; its widths are multiples of NF4's blocks."""
+    monkeypatch.syspath_prepend(PACKAGE.parent / "benchmarks")
+    monkeypatch.setattr(models, "nf4", nf4_settings)
+    gpu = importlib.import_module("gpu")
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    vision = {**gpu.VISION, **small, "num_hidden_layers": 2, "image_size": 128}
+    text = {**gpu.TEXT, **small, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16}
+    folder = gpu.random_model(tmp_path / "model", vision, text)
+    return lambda: load_vlm(str(folder), four_bit=True)
+
+
+def losses(model, *sources) -> list[float]:
+    with torch.no_grad():
+        return [source.loss(model, ALL)[0].item() for source in sources]
+
+
+@pytest.mark.filterwarnings("ignore:.*generations were cut")
+def test_an_adapter_learns_over_four_bit_weights(load, tmp_path):
+    vlm = load()
+    assert sum(isinstance(module, bitsandbytes.nn.Linear4bit) for module in vlm.model.modules()) > 4 * 7
+    model = attach(vlm.model, rank=4, layers=(2, 3))
+    samples = Samples(vlm, list(PROBLEMS), "explanation_answer")
+    cached = PrefixCache.build(model, samples, tmp_path / "cache")
+    plain, ours = losses(model, samples, cached)
+    assert ours == pytest.approx(plain, rel=1e-3)
+    fit(model, cached, TrainSettings(steps=20, batch_size=4, learning_rate=1e-2), tmp_path / "run")
+    learned = losses(model, samples)[0]
+    assert learned < 0.9 * plain
+    answers = evaluate(VLM("four bits", model, vlm.processor), PROBLEMS, "generate", max_new_tokens=8, progress=False)
+    assert all(answer.text for answer in answers)
+    save_adapter(model, tmp_path / "adapter", {})
+    fresh = load_adapter(load().model, tmp_path / "adapter")
+    assert losses(fresh, samples)[0] == pytest.approx(learned, rel=1e-5)
+    assert losses(model.merge_and_unload(), samples)[0] < 0.95 * plain  # rounded to four bits once more
