@@ -27,6 +27,11 @@ class Entry:
     advice: str  # which machine
     gated: bool = False  # the hub asks for an account and for consent to the licence
 
+    @property
+    def size_gb(self) -> float:
+        """Memory for the weights alone in 16-bit numbers, as on a card; `mmlora plan` adds what training needs."""
+        return 2 * self.parameters / 1e9
+
 
 #: SmolVLM cuts a picture into squares of 512 pixels, 64 tokens each, up to sixteen and one more: here it gets one.
 ONE_SQUARE = {"longest_edge": 512}

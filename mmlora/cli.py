@@ -61,7 +61,7 @@ def plan(
 
     if model is None:
         for entry in catalog.CATALOG:
-            typer.echo(f"{entry.name:<15} {entry.licence}; {entry.advice}")
+            typer.echo(f"{entry.name:<15} {entry.size_gb:4.1f} GB in 16 bits; {entry.licence}; {entry.advice}")
         return
     from mmlora.plan import plan as plan_of
 

@@ -31,7 +31,7 @@ from mmlora.errors import MMLoraError
 from mmlora.memory import reuse_blocks
 from mmlora.paths import WEIGHTS, cache_home
 from mmlora.precision import device, nf4, weights_dtype
-from mmlora.resolution import set_side
+from mmlora.resolution import set_side, visual_tokens
 from mmlora.smolbridge import (
     IMAGE_TOKEN,
     SmolBridgeConfig,
@@ -124,6 +124,7 @@ def load_vlm(
     processor = AutoProcessor.from_pretrained(folder) if sees else TextProcessor(AutoTokenizer.from_pretrained(folder))
     if side is not None:
         set_side(processor, side)
+        print(f"a picture of 512 x 384 pixels takes {visual_tokens(processor)} tokens")
     elif entry and entry.size:
         processor.image_processor.size = type(processor.image_processor.size)(**entry.size)
     return VLM(name, model.eval(), processor, commit)

@@ -7,6 +7,7 @@ those called QCM-… say its letter as the official code does (Lu et al. 2022, a
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from itertools import groupby
 from typing import Literal, get_args
 
 import torch
+from PIL import Image
 from transformers import BatchFeature, PaliGemmaProcessor
 
 from mmlora.errors import MMLoraError
@@ -142,8 +144,10 @@ def encode_prompt(processor, problem: Problem, prompt: Callable[[Problem], str] 
 
 
 def _readable(id: str, image):
-    """The picture in RGB; files are decoded here at the latest."""
+    """The picture in RGB. One that is still a file in memory stays that: thousands of decoded ones would fill it."""
     try:
+        if isinstance(getattr(image, "fp", None), io.BytesIO):
+            image = Image.open(io.BytesIO(image.fp.getvalue()))
         return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for a broken file
         raise PromptError(f"problem {id}: its picture cannot be read ({error}); replace the picture or leave the "

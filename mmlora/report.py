@@ -165,9 +165,9 @@ def _model_table(runs: Sequence[Metrics]) -> str:
         mine = [f"{m.samples_per_second:.1f} on {_processor(m)}" for m in runs if m.model in (entry.name, entry.repo)]
         seen = str(entry.visual_tokens) if entry.visual_tokens else "none"
         size = f"{entry.parameters / 1e9:.0f}B" if entry.parameters >= 1e9 else f"{entry.parameters / 1e6:.0f}M"
-        rows.append([f"`{entry.name}`", size, seen, entry.licence + ", gated" * entry.gated, entry.advice,
+        rows.append([f"`{entry.name}`", size, f"{entry.size_gb:.1f} GB", seen, entry.licence + ", gated" * entry.gated, entry.advice,
                      "; ".join(mine) or UNMEASURED])
-    return _markdown(["model", "parameters", "visual tokens", "licence", "machine", "training samples/s"], rows)
+    return _markdown(["model", "parameters", "weights in 16 bits", "visual tokens", "licence", "machine", "training samples/s"], rows)
 
 
 def render_readme(text: str, tables: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from tinyvlm import PROBLEMS, picture
 from mmlora import evaluate as ev
 from mmlora import lora
 from mmlora.cache import CacheError, PrefixCache, boundary
-from mmlora.models import VLM
+from mmlora.models import VLM, load_vlm
 from mmlora.prompts import IGNORED, PromptError, encode, encode_prompt, show_labels, target_text
 from mmlora.resolution import ResolutionError, set_side, visual_tokens
 from mmlora.samples import Samples, collate, on_device
@@ -208,6 +208,16 @@ def test_the_side_is_obeyed(name):
         assert counts[-1] == visual_tokens(vlm.processor, 120, 96)
         assert Samples(vlm, [large], "answer").loss(vlm.model, [0])[0].isfinite()
     assert 0 < counts[0] < counts[1]
+
+
+def test_a_loaded_model_says_what_a_picture_costs(tmp_path, capsys):
+    vlm = families.build("smolvlm")
+    vlm.model.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    counts = [visual_tokens(load_vlm(str(tmp_path), side=side).processor) for side in (32, 96)]
+    assert counts[0] < counts[1]
+    assert [line for line in capsys.readouterr().out.splitlines() if "takes" in line] == [
+        f"a picture of 512 x 384 pixels takes {count} tokens" for count in counts]
 
 
 @pytest.mark.parametrize("name", ["llava-1.5", "paligemma2"])

@@ -93,6 +93,17 @@ def test_a_broken_picture_is_named_by_its_problem(tiny_vlm):
         encode_prompt(tiny_vlm.processor, replace(LEFT, image=broken))
 
 
+def test_a_picture_in_a_file_is_not_kept_decoded(tiny_vlm):
+    """Thousands of decoded pictures are gigabytes."""
+    data = io.BytesIO()
+    tinyvlm.PROBLEMS[0].image.save(data, "PNG")
+    in_file = replace(tinyvlm.PROBLEMS[0], image=Image.open(data))
+    pixels = [encode(tiny_vlm.processor, problem, "answer").pictures["pixel_values"]
+              for problem in (tinyvlm.PROBLEMS[0], in_file, in_file)]
+    assert pixels[0].equal(pixels[1]) and pixels[0].equal(pixels[2])
+    assert in_file.image.tile, "it was decoded in place"
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_pictures_of_any_mode_are_read(tiny_vlm, mode):
     assert encode_prompt(tiny_vlm.processor, replace(LEFT, image=LEFT.image.convert(mode))).pictures["pixel_values"].shape[1] == 3
