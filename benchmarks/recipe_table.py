@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from mmlora.metrics import Metrics
 from mmlora.paths import RESULTS, WORK
-from mmlora.report import UNMEASURED, render_readme
+from mmlora.report import UNMEASURED, interval, markdown, render_readme
 
 #: The rows that were asked for: name of the file in results/recipe/ → how it differs from the shipped recipe.
 ROWS = {
@@ -33,34 +33,25 @@ def row(name: str, m: Metrics | None) -> list[str]:
     if m is None:
         return [name, told, *[UNMEASURED] * 5]
     minutes = " + ".join(f"{m.minutes[part]:.1f}" for part in ("cache", "train", "score"))
-    return [name, told, f"{m.samples_seen:,}", minutes, _interval(m), f"{m.accuracy['IMG']:.1f}", f"{m.blank_image['IMG']:.1f}"]
+    return [name, told, f"{m.samples_seen:,}", minutes, interval(m.accuracy), f"{m.accuracy['IMG']:.1f}", f"{m.blank_image['IMG']:.1f}"]
 
 
 def table(folder: Path = RESULTS / "recipe") -> str:
     found = {path.stem: Metrics.load(path) for path in sorted(folder.glob("*.json"))}
     rows = [row(name, found.get(name)) for name in [*ROWS, *(name for name in found if name not in ROWS)]]
-    return _table(HEADER, rows)
-
-
-def _table(header: tuple, rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
-
-
-def _interval(m: Metrics) -> str:
-    low, high = m.accuracy["ci95"]
-    return f"{m.accuracy['avg']:.1f} ({low:.1f} to {high:.1f})"
+    return markdown(HEADER, rows)
 
 
 def seeds(folder: Path = RESULTS) -> str:
     """The runs of fifteen minutes that differ in their seed only, and how far apart they are."""
     runs = [Metrics.load(path) for path in sorted(folder.glob("fifteen_minutes_smolbridge_seed*.json"))]
     columns = [(m.accuracy["avg"], m.accuracy["IMG"], m.blank_image["IMG"]) for m in runs]
-    rows = [[str(m.seed), f"{m.minutes['total']:.1f}", f"{m.samples_seen:,}", _interval(m), f"{m.accuracy['IMG']:.1f}",
+    rows = [[str(m.seed), f"{m.minutes['total']:.1f}", f"{m.samples_seen:,}", interval(m.accuracy), f"{m.accuracy['IMG']:.1f}",
              f"{m.blank_image['IMG']:.1f}", f"{m.base['avg']:.1f}"] for m in runs]
     if len(runs) > 1:
         spread = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in zip(*columns)]
         rows.append(["mean ± standard deviation", "", "", *spread, ""])
-    return _table(("seed", "minutes", "samples seen", "accuracy (95 % interval)", "IMG", "blank", "base model"), rows)
+    return markdown(("seed", "minutes", "samples seen", "accuracy (95 % interval)", "IMG", "blank", "base model"), rows)
 
 
 if __name__ == "__main__":

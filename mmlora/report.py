@@ -48,7 +48,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _interval(scores: dict | None) -> str:
+def interval(scores: dict | None) -> str:
     """`85.3 (83.0 to 87.4)`, or that nobody measured it."""
     if not scores or scores["avg"] is None:
         return UNMEASURED
@@ -56,7 +56,7 @@ def _interval(scores: dict | None) -> str:
     return f"{scores['avg']:.1f} ({low:.1f} to {high:.1f})"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -95,7 +95,7 @@ def category_table(metrics: Metrics | Sequence[Metrics], form: str = "markdown")
     note = f"{NOTE}Published: {published['data']}; {published['source']}."
     if form == "html":
         return f"{_html(header, rows)}<p class='note'>{escape(note)}</p>"
-    return f"{_markdown(header, rows)}\n\n{note}"
+    return f"{markdown(header, rows)}\n\n{note}"
 
 
 def _processor(m: Metrics) -> str:
@@ -109,10 +109,10 @@ def _count(parameters: int) -> str:
 def headline(metrics: Metrics | str | Path) -> str:
     """A run (or its folder) in one markdown table: model and yardsticks, all problems and those with a picture."""
     metrics = metrics if isinstance(metrics, Metrics) else Metrics.load(Path(metrics) / "metrics.json")
-    rows = [[label, _interval(scores), _percent(scores["IMG"])] for label, scores in (
+    rows = [[label, interval(scores), _percent(scores["IMG"])] for label, scores in (
         ("trained", metrics.accuracy), ("base model", metrics.base), ("majority class", metrics.majority),
         ("trained, blank image", metrics.blank_image))]
-    return _markdown([f"{metrics.model} on {metrics.data}", "accuracy in % (95 % interval)", "IMG"], rows)
+    return markdown([f"{metrics.model} on {metrics.data}", "accuracy in % (95 % interval)", "IMG"], rows)
 
 
 # -- README ------------------------------------------------------------------------------------------------------------
@@ -127,15 +127,15 @@ def readme_tables(results: str | Path = RESULTS) -> dict[str, str]:
     for name in sorted({*EXPECTED, *found}, key=lambda name: (name not in EXPECTED, name)):
         if name in found:
             m = found[name]
-            figures = [f"{m.minutes['total']:.0f}", _interval(m.accuracy), _percent(m.accuracy["IMG"]),
-                       _interval(m.base), _interval(m.majority), _interval(m.blank_image)]
+            figures = [f"{m.minutes['total']:.0f}", interval(m.accuracy), _percent(m.accuracy["IMG"]),
+                       interval(m.base), interval(m.majority), interval(m.blank_image)]
             rows.append([f"[{Path(name).stem}](results/{name})", m.model, f"{m.data}, {m.n_test} problems", *figures])
         else:
             rows.append([Path(name).stem, *EXPECTED[name], *[UNMEASURED] * 6])
     header = ["run", "model", "data", "minutes", "accuracy in % (95 % interval)", "with image", "base model",
               "majority class", "blank image"]
     runs = _longest(list(found.values()))
-    return {"results": _markdown(header, rows), "machines": _machine_table(runs), "models": _model_table(runs)}
+    return {"results": markdown(header, rows), "machines": _machine_table(runs), "models": _model_table(runs)}
 
 
 def _longest(runs: Sequence[Metrics]) -> list[Metrics]:
@@ -155,7 +155,7 @@ def _machine_table(runs: Sequence[Metrics]) -> str:
         for m in runs
     ]
     header = ["machine", "memory", "model", "training samples/s", "peak memory", "minutes", "accuracy in %"]
-    return _markdown(header, rows or [[UNMEASURED] * len(header)])
+    return markdown(header, rows or [[UNMEASURED] * len(header)])
 
 
 def _model_table(runs: Sequence[Metrics]) -> str:
@@ -167,7 +167,7 @@ def _model_table(runs: Sequence[Metrics]) -> str:
         size = f"{entry.parameters / 1e9:.0f}B" if entry.parameters >= 1e9 else f"{entry.parameters / 1e6:.0f}M"
         rows.append([f"`{entry.name}`", size, f"{entry.size_gb:.1f} GB", seen, entry.licence + ", gated" * entry.gated, entry.advice,
                      "; ".join(mine) or UNMEASURED])
-    return _markdown(["model", "parameters", "weights in 16 bits", "visual tokens", "licence", "machine", "training samples/s"], rows)
+    return markdown(["model", "parameters", "weights in 16 bits", "visual tokens", "licence", "machine", "training samples/s"], rows)
 
 
 def render_readme(text: str, tables: Mapping[str, str]) -> str:
@@ -220,7 +220,7 @@ def html_report(folder: str | Path) -> Path:
 
 
 def _result(by_name: Mapping[str, dict]) -> str:
-    rows = [[name, _interval(record), _percent(record["IMG"])] for name, record in by_name.items()]
+    rows = [[name, interval(record), _percent(record["IMG"])] for name, record in by_name.items()]
     table = _html(["", "accuracy in % (95 % interval)", "problems with a picture"], rows)
     silent, n = by_name["trained"]["unanswered"], by_name["trained"]["n"]["Avg"]
     return f"{table}<p class='note'>{silent} of {n} problems got no answer; they count as wrong.</p>"

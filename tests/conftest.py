@@ -1,5 +1,6 @@
 """Fixtures that several test files use."""
 
+import importlib
 import multiprocessing
 import os
 from multiprocessing import forkserver
@@ -43,6 +44,13 @@ def fresh_process():
         return process.exitcode
 
     return run
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The measurement for cards, benchmarks/gpu.py."""
+    monkeypatch.syspath_prepend(TESTS.parent / "benchmarks")
+    return importlib.import_module("gpu")
 
 
 @pytest.fixture(scope="session")

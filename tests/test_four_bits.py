@@ -1,7 +1,5 @@
 """QLoRA: an adapter over weights of four bits, which bitsandbytes computes with on a CPU too, slowly."""
 
-import importlib
-
 import pytest
 import torch
 from tinyvlm import PROBLEMS
@@ -11,7 +9,6 @@ from mmlora.cache import PrefixCache
 from mmlora.evaluate import evaluate
 from mmlora.lora import attach, load_adapter, save_adapter
 from mmlora.models import VLM, load_vlm
-from mmlora.paths import PACKAGE
 from mmlora.precision import nf4_settings
 from mmlora.samples import Samples
 from mmlora.train import TrainSettings, fit
@@ -21,11 +18,9 @@ ALL = list(range(len(PROBLEMS)))
 
 
 @pytest.fixture
-def load(monkeypatch, tmp_path):
+def load(gpu, monkeypatch, tmp_path):
     """`load()`: a fresh copy of a small SmolVLM in four bits, as on a card; its widths are multiples of NF4's blocks."""
-    monkeypatch.syspath_prepend(PACKAGE.parent / "benchmarks")
     monkeypatch.setattr(models, "nf4", nf4_settings)
-    gpu = importlib.import_module("gpu")
     small = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     vision = {**gpu.VISION, **small, "num_hidden_layers": 2, "image_size": 128}
     text = {**gpu.TEXT, **small, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16}

@@ -1,18 +1,5 @@
 """The measurement for cards works, which is tried on whatever this machine has with the sizes turned down."""
 
-import importlib
-
-import pytest
-
-from mmlora.paths import PACKAGE
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(PACKAGE.parent / "benchmarks")
-    return importlib.import_module("gpu")
-
-
 def test_the_whole_chain_is_measured(gpu, tmp_path):
     vision = {**gpu.VISION, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
               "image_size": 128}
