@@ -20,17 +20,29 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Idefics3ImageProcessor, Idefics3Processor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+)
 
-from mmlora import metrics, minisqa
-from mmlora.cache import PrefixCache
-from mmlora.evaluate import evaluate
-from mmlora.lora import attach, load_adapter, save_adapter
-from mmlora.models import VLM, load_vlm, smolbridge
+from mmlora import minisqa
+from mmlora.adapters.files import load_adapter, save_adapter
+from mmlora.adapters.lora import attach
+from mmlora.encoding.loss import on_device
+from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.sample import collate
+from mmlora.encoding.samples import Samples
+from mmlora.evaluation.answering import evaluate
+from mmlora.models.precision import mixed
+from mmlora.models.vlm import VLM, load_vlm
 from mmlora.paths import RESULTS
-from mmlora.precision import mixed
-from mmlora.samples import Samples, collate, on_device
-from mmlora.train import TrainSettings, fit
+from mmlora.reporting import machine as metrics
+from mmlora.smolbridge.assemble import smolbridge
+from mmlora.training.fit import fit
+from mmlora.training.settings import TrainSettings
 
 #: huggingface.co/HuggingFaceTB/SmolVLM-256M-Instruct, config.json: 256 million parameters.
 VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,

@@ -16,13 +16,14 @@ from time import perf_counter
 
 import torch
 
-from mmlora import metrics, minisqa
-from mmlora.cache import PrefixCache
-from mmlora.lora import attach
-from mmlora.models import VLM, load_vlm
+from mmlora import minisqa
+from mmlora.adapters.lora import attach
+from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.samples import Samples
+from mmlora.models.vlm import VLM, load_vlm
 from mmlora.paths import RESULTS
-from mmlora.samples import Samples
-from mmlora.trainplan import batches
+from mmlora.reporting import machine as metrics
+from mmlora.training.order import batches
 
 BATCH, PROBLEMS, FIRST_LAYER = 8, 64, 15  # the one-hour run's steps, on a few of its problems
 TURNS, STEPS = 7, 4

@@ -19,36 +19,41 @@ from typing import Annotated
 import typer
 from safetensors.torch import load_file, save_file
 
-from mmlora.cache import PrefixCache
-from mmlora.evaluate import blanked, evaluate, majority_class, score
-from mmlora.lora import attach, towers
-from mmlora.metrics import Metrics
+from mmlora.adapters.lora import attach
+from mmlora.adapters.towers import towers
+from mmlora.budget import Budget
+from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.samples import Samples
+from mmlora.evaluation.answering import evaluate
+from mmlora.evaluation.controls import blanked, majority_class
+from mmlora.evaluation.scores import score
 from mmlora.minisqa.dataset import build
-from mmlora.models import BRIDGE, VLM, base_model, load_vlm, smolbridge
+from mmlora.models.vlm import VLM, base_model, load_vlm
 from mmlora.paths import MINISQA, RESULTS
-from mmlora.run import Budget
-from mmlora.samples import Samples
-from mmlora.sources import load_problems
-from mmlora.train import TrainSettings, fit
+from mmlora.problems.load import load_problems
+from mmlora.reporting.record import Metrics
+from mmlora.smolbridge.assemble import CONNECTOR, smolbridge
+from mmlora.training.fit import fit
+from mmlora.training.settings import TrainSettings
 
 SIZES = {"train": 1500, "test": 300}  # large enough to rank recipes ten points apart, small enough to try many
 
 
-def fewer_tokens(bridge: Path, tokens: int, folder: Path) -> Path:
-    """A bridge that says only its first `tokens` words; they come in reading order."""
-    tensors = load_file(bridge)
+def fewer_tokens(connector: Path, tokens: int, folder: Path) -> Path:
+    """A connector that says only its first `tokens` words; they come in reading order."""
+    tensors = load_file(connector)
     keep = tokens * len(tensors["connector.word_ids"])
     for name in ("connector.write.weight", "connector.write.bias"):
         tensors[name] = tensors[name][:keep].contiguous()
-    save_file(tensors, folder / "bridge.safetensors")
-    return folder / "bridge.safetensors"
+    save_file(tensors, folder / "connector.safetensors")
+    return folder / "connector.safetensors"
 
 
 def main(
     name: str, format: str = "explanation_answer", method: str = "generate", rank: int = 16, lr: float = 2e-3,
     first_layer: Annotated[int, typer.Option(help="LoRA begins here")] = 15,
-    tokens: Annotated[int, typer.Option(help="visual tokens, of the bridge's 24")] = 24,
-    tune_connector: Annotated[bool, typer.Option(help="train the bridge too: nothing can be cached then")] = False,
+    tokens: Annotated[int, typer.Option(help="visual tokens, of the connector's 24")] = 24,
+    tune_connector: Annotated[bool, typer.Option(help="train the connector too: nothing can be cached then")] = False,
     batch_size: int = 8, minutes: float = 3.0, seed: int = 0,
 ):
     """Measure one recipe and write results/recipe/NAME.json."""
@@ -57,8 +62,8 @@ def main(
         folder = build(MINISQA / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
         train, test = (load_problems(folder, split) for split in SIZES)
     work = Path(tempfile.mkdtemp(prefix="recipe-"))
-    bridge = fewer_tokens(BRIDGE, tokens, work) if tokens < 24 else BRIDGE
-    vlm = replace(load_vlm(str(smolbridge(bridge))), name="smolbridge")
+    connector = fewer_tokens(CONNECTOR, tokens, work) if tokens < 24 else CONNECTOR
+    vlm = replace(load_vlm(str(smolbridge(connector))), name="smolbridge")
     base = score(test, evaluate(vlm, test, "likelihood"))
     layers = range(first_layer, vlm.model.config.text_config.num_hidden_layers)
     model = attach(vlm.model, rank=rank, layers=layers, seed=seed)

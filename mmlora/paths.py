@@ -1,7 +1,8 @@
 """Where things are.
 
-In a checkout, and so in an editable install, every folder is the repository's own. In an installed wheel what is
-read comes from the copies inside the package, and what is written goes below the current directory.
+In a checkout, and so in an editable install, every folder is the repository's own. In an installed wheel what is read
+comes from the copies inside the package, runs go below the current directory, and what can be made again is kept in the
+user's cache.
 """
 
 from __future__ import annotations
@@ -18,15 +19,13 @@ IN_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file() and (PACKAGE.parent 
 DATA = PACKAGE.parent / "data" if IN_CHECKOUT else PACKAGE / "_data"
 WEIGHTS = PACKAGE.parent / "weights" if IN_CHECKOUT else PACKAGE / "_weights"
 NOTEBOOKS = PACKAGE.parent / "notebooks" if IN_CHECKOUT else PACKAGE / "_notebooks"
+RESULTS = PACKAGE.parent / "results" if IN_CHECKOUT else PACKAGE / "_results"
 
-#: Written: the runs, the recorded results, and MiniSQA's parquet files.
-WORK = PACKAGE.parent if IN_CHECKOUT else Path.cwd()
-RUNS = WORK / "runs"
-RESULTS = WORK / "results"
-MINISQA = WORK / "data" / "minisqa"
+#: Written: one folder a run. Notebook 04 writes here by hand or headless, notebook 05 looks here.
+RUNS = (PACKAGE.parent if IN_CHECKOUT else Path.cwd()) / "runs"
 
 
 def cache_home() -> Path:
-    """The folder that downloads are kept in: $MMLORA_HOME, or else the user's cache folder."""
+    """The folder for what can be fetched or made again: $MMLORA_HOME, or else the user's cache folder."""
     home = os.environ.get("MMLORA_HOME")
     return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("mmlora", appauthor=False))

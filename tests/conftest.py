@@ -64,6 +64,6 @@ def tiny_vlm():
 @pytest.fixture(scope="session")
 def real_vlm():
     """SmolBridge itself, put together from the package index at the first use."""
-    from mmlora.models import load_vlm
+    from mmlora.models.vlm import load_vlm
 
     return load_vlm("smolbridge")

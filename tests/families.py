@@ -31,7 +31,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-from mmlora.models import VLM, TextProcessor
+from mmlora.models.vlm import VLM, TextProcessor
 
 MEAN, STD = [0.5] * 3, [0.5] * 3
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -1,4 +1,4 @@
-"""The alignment run: what the bridge is given, how captions are spelled, that it learns to read, and what ships."""
+"""The alignment run: what the connector is given, how captions are spelled, that it learns to read, and what ships."""
 
 import copy
 import json
@@ -9,25 +9,28 @@ import tinyvlm
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmlora import align, models
-from mmlora.align import SILENCE, ReadSettings, look, read_right, spell, whiten
+from mmlora.smolbridge import align, assemble
+from mmlora.smolbridge import assemble as models
+from mmlora.smolbridge.align import SILENCE, ReadSettings, look, spell, whiten
+from tools import align_smolbridge
+from tools.align_smolbridge import read_right
 
 CAPTIONS = [f"The left square is {a} and the right square is {b}." for a in ("red", "green", "blue") for b in ("red", "blue")]
 
 
 @pytest.fixture
-def bridge(tiny_vlm):
+def connector(tiny_vlm):
     return copy.deepcopy(tiny_vlm.model.model.connector)
 
 
-def test_cells_are_described_by_components_of_equal_size(bridge):
+def test_cells_are_described_by_components_of_equal_size(connector):
     generator = torch.Generator().manual_seed(0)
-    few = torch.randn(20, bridge.describe.in_features, generator=generator)
+    few = torch.randn(20, connector.describe.in_features, generator=generator)
     strength = torch.logspace(1, -1, 20)
     cells = (torch.randn(400, 16, 20, generator=generator) * strength) @ few + 3
     with torch.no_grad():
-        whiten(bridge, cells)
-        described = bridge.seen(cells).flatten(0, 1)
+        whiten(connector, cells)
+        described = connector.seen(cells).flatten(0, 1)
     assert described.mean(0).abs().max() < 0.01
     covariance = described.T @ described / len(described)
     off = covariance - torch.diag(covariance.diagonal())
@@ -69,8 +72,8 @@ def test_a_caption_counts_as_read_when_every_word_is_right():
 def aligned(tiny_vlm, tmp_path, monkeypatch):
     """Folder with the result, from pictures that were looked at before and whose captions are patterns of their own."""
     vlm = copy.deepcopy(tiny_vlm)
-    monkeypatch.setattr(align, "smolbridge", lambda bridge: "tiny")
-    monkeypatch.setattr(align, "load_vlm", lambda name: vlm)
+    monkeypatch.setattr(assemble, "smolbridge", lambda connector: "tiny")
+    monkeypatch.setattr(vlm, "load_vlm", lambda name: vlm)
     monkeypatch.setattr(align, "ReadSettings", lambda: ReadSettings(epochs=30, batch_size=16, dropout=0.0, held_out=100))
     folder = tmp_path / "work" / "pictures-5-400"
     folder.mkdir(parents=True)
@@ -82,18 +85,18 @@ def aligned(tiny_vlm, tmp_path, monkeypatch):
     seen.tofile(folder / "seen.f16")
     (folder / "captions.json").write_text(json.dumps([(CAPTIONS[k], "squares") for k in kinds]))
     save_file({n: torch.randn_like(t) for n, t in connector.describe.state_dict().items()}, folder / "describe.safetensors")
-    align.align(pictures=400, seed=5, out=tmp_path / "out", work=tmp_path / "work")
+    align_smolbridge.align(pictures=400, seed=5, out=tmp_path / "out", work=tmp_path / "work")
     return tmp_path, vlm, seen, [CAPTIONS[k] for k in kinds]
 
 
 def test_the_bridge_learns_to_read_and_what_was_learned_ships(aligned):
     folder, vlm, seen, captions = aligned
-    facts = json.loads((folder / "out" / "align.json").read_text())
+    facts = json.loads((folder / "out" / "align_smolbridge.json").read_text())
     assert facts["captions_read_right"] == {"squares": [100, 100]} and len(facts["log"]) == 30
     assert facts["log"][-1]["held_out_loss"] < 0.1 < facts["log"][0]["held_out_loss"]
-    shipped = models._connector(folder / "out" / "bridge.safetensors")
+    shipped = models._connector(folder / "out" / "connector.safetensors")
     sizes = models._sizes(shipped)
-    assert sizes == {"cell_width": 16, "bridge_width": 64, "dictionary": facts["dictionary"],
+    assert sizes == {"cell_width": 16, "connector_width": 64, "dictionary": facts["dictionary"],
                      "visual_tokens": facts["visual_tokens"]}
     describe = load_file(folder / "work" / "pictures-5-400" / "describe.safetensors")
     assert torch.allclose(shipped["describe.weight"].float(), describe["weight"], atol=1e-2)

@@ -10,9 +10,11 @@ import pytest
 import tinyvlm
 import torch
 
-from mmlora import cache, lora
-from mmlora.cache import CacheError, PrefixCache, boundary
-from mmlora.samples import Samples, collate
+from mmlora.adapters import lora
+from mmlora.encoding import prefix as cache
+from mmlora.encoding.prefix import CacheError, PrefixCache, boundary
+from mmlora.encoding.sample import collate
+from mmlora.encoding.samples import Samples
 
 ALL = list(range(len(tinyvlm.PROBLEMS)))
 

@@ -3,7 +3,7 @@
 import pytest
 from transformers import CONFIG_MAPPING
 
-from mmlora.catalog import CATALOG, find, nearest
+from mmlora.models.catalog import CATALOG, find, nearest
 
 
 def test_a_short_name_and_a_hub_id_lead_to_the_same_entry():

@@ -12,9 +12,9 @@ import pytest
 import tiny
 import torch
 
-from mmlora import checkpoint
-from mmlora.checkpoint import CheckpointError, newest, write
-from mmlora.train import fit
+from mmlora.training import checkpoint
+from mmlora.training.checkpoint import CheckpointError, newest, write
+from mmlora.training.fit import fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

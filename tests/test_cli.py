@@ -6,8 +6,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from mmlora import cli, weights
+from mmlora import cli
 from mmlora.errors import MMLoraError
+from mmlora.smolbridge import wheels as weights
 
 
 def mmlora(*words):

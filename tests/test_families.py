@@ -11,13 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tinyvlm import PROBLEMS, picture
 
-from mmlora import evaluate as ev
-from mmlora import lora
-from mmlora.cache import CacheError, PrefixCache, boundary
-from mmlora.models import VLM, load_vlm
-from mmlora.prompts import IGNORED, PromptError, encode, encode_prompt, show_labels, target_text
-from mmlora.resolution import ResolutionError, set_side, visual_tokens
-from mmlora.samples import Samples, collate, on_device
+from mmlora.adapters import files, lora, towers
+from mmlora.encoding.loss import IGNORED, on_device
+from mmlora.encoding.prefix import CacheError, PrefixCache, boundary
+from mmlora.encoding.prompts import target_text
+from mmlora.encoding.sample import PromptError, collate, encode, encode_prompt, show_labels
+from mmlora.encoding.samples import Samples
+from mmlora.evaluation import answering, controls
+from mmlora.models.resolution import ResolutionError, set_side, visual_tokens
+from mmlora.models.vlm import VLM, load_vlm
 
 #: Pictures of several shapes and sizes, and text among them.
 MIXED = [PROBLEMS[0], PROBLEMS[1], replace(PROBLEMS[2], image=picture("olive", "red", (40, 96))), PROBLEMS[3],
@@ -87,7 +89,7 @@ def test_a_step_reaches_every_chosen_tower(family, vlm, samples):
     model = adapted(vlm, within=towers_of(family)).model.train()
     loss, tokens = samples.loss(model, ALL)
     (loss / tokens).backward()
-    assert set(lora.gradient_norms(model)) == set(towers_of(family))
+    assert set(towers.gradient_norms(model)) == set(towers_of(family))
     assert all(p.grad.abs().max() > 0 for n, p in model.named_parameters() if p.requires_grad and "layers.3" in n and "language" in n)
 
 
@@ -109,14 +111,14 @@ def test_cached_and_plain_losses_and_gradients_agree(vlm, samples, tmp_path):
 
 
 def test_answers_in_a_batch_are_those_given_one_by_one(vlm):
-    together = ev.evaluate(vlm, MIXED, batch_size=5, progress=False)
-    alone = ev.evaluate(vlm, MIXED, batch_size=1, progress=False)
+    together = answering.evaluate(vlm, MIXED, batch_size=5, progress=False)
+    alone = answering.evaluate(vlm, MIXED, batch_size=1, progress=False)
     for problem, a, b in zip(MIXED, together, alone, strict=True):
         assert a.scores == pytest.approx(b.scores, abs=1e-3)
         assert a.scores == pytest.approx([whole_row(vlm, problem, i) for i in range(len(problem.choices))], abs=1e-3)
     with pytest.warns(UserWarning, match="cut at 6 tokens"):
-        together = ev.evaluate(vlm, MIXED, "generate", batch_size=5, max_new_tokens=6, progress=False)
-        assert together == ev.evaluate(vlm, MIXED, "generate", batch_size=1, max_new_tokens=6, progress=False)
+        together = answering.evaluate(vlm, MIXED, "generate", batch_size=5, max_new_tokens=6, progress=False)
+        assert together == answering.evaluate(vlm, MIXED, "generate", batch_size=1, max_new_tokens=6, progress=False)
     assert len({p.text for p in together}) > 1
 
 
@@ -130,7 +132,7 @@ def whole_row(vlm: VLM, problem, choice: int) -> float:
 
 
 def test_what_is_seen_changes_what_is_likely(family, vlm):
-    seen, blank = (ev.evaluate(vlm, p, progress=False)[0].scores for p in (MIXED[:1], ev.blanked(MIXED[:1])))
+    seen, blank = (answering.evaluate(vlm, p, progress=False)[0].scores for p in (MIXED[:1], controls.blanked(MIXED[:1])))
     assert (seen != pytest.approx(blank, abs=1e-6)) == families.FAMILIES[family].sees
 
 
@@ -147,7 +149,7 @@ def test_saved_adapters_are_the_same_in_a_fresh_process(tmp_path):
     expected = {}
     for name in NAMES:
         wrapped = adapted(families.build(name), within=towers_of(name))
-        lora.save_adapter(wrapped.model, tmp_path / name, {})
+        files.save_adapter(wrapped.model, tmp_path / name, {})
         expected[name] = logits(wrapped)
     here = Path(__file__).parent
     code = f"import sys; sys.path.insert(0, {str(here)!r}); import test_families; test_families.reload({str(tmp_path)!r})"
@@ -163,7 +165,7 @@ def reload(folder: str):
     found = {}
     for name in NAMES:
         vlm = families.build(name)
-        found[name] = logits(VLM(name, lora.load_adapter(vlm.model, Path(folder) / name), vlm.processor))
+        found[name] = logits(VLM(name, files.load_adapter(vlm.model, Path(folder) / name), vlm.processor))
     save_file(found, Path(folder) / "logits.safetensors")
 
 
@@ -188,7 +190,7 @@ def test_half_precision_weights_train_an_adapter_in_float32(family, vlm, samples
     (loss / tokens).backward()
     for name, parameter in wrapped.model.named_parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
-    assert min(lora.gradient_norms(wrapped.model).values()) > 0
+    assert min(towers.gradient_norms(wrapped.model).values()) > 0
     whole, _ = samples.loss(adapted(families.build(family), within=towers_of(family)).model, ALL)
     assert loss.item() == pytest.approx(whole.item(), rel=0.02)
 

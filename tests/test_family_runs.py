@@ -11,11 +11,13 @@ import torch
 from accelerate.state import AcceleratorState
 from tinyvlm import picture
 
-from mmlora import models, precision, trainlog
-from mmlora.lora import load_adapter
-from mmlora.metrics import Metrics
-from mmlora.models import load_vlm
+from mmlora.adapters.files import load_adapter
+from mmlora.models import precision
+from mmlora.models import precision as models
+from mmlora.models.vlm import load_vlm
 from mmlora.paths import NOTEBOOKS
+from mmlora.reporting.record import Metrics
+from mmlora.training import log as trainlog
 
 COLOURS = ("red", "green", "blue", "olive")
 

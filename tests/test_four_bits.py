@@ -4,14 +4,16 @@ import pytest
 import torch
 from tinyvlm import PROBLEMS
 
-from mmlora import models
-from mmlora.cache import PrefixCache
-from mmlora.evaluate import evaluate
-from mmlora.lora import attach, load_adapter, save_adapter
-from mmlora.models import VLM, load_vlm
-from mmlora.precision import nf4_settings
-from mmlora.samples import Samples
-from mmlora.train import TrainSettings, fit
+from mmlora.adapters.files import load_adapter, save_adapter
+from mmlora.adapters.lora import attach
+from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.samples import Samples
+from mmlora.evaluation.answering import evaluate
+from mmlora.models import precision as models
+from mmlora.models.precision import nf4_settings
+from mmlora.models.vlm import VLM, load_vlm
+from mmlora.training.fit import fit
+from mmlora.training.settings import TrainSettings
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 ALL = list(range(len(PROBLEMS)))

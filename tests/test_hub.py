@@ -25,7 +25,7 @@ MARK = "the answers: "
 
 def attempt(repo: str, revision: str | None = None, **how) -> dict | str:
     """Runs in the child: the snapshot, or the sentence that refuses it."""
-    from mmlora import hub
+    from mmlora.models import hub
 
     try:
         found = hub.download(repo, revision, **how)
@@ -42,12 +42,12 @@ def online(old: str) -> dict:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     import mmlora.smolbridge  # noqa: F401  (transformers learns the architecture)
-    from mmlora import hub
-    from mmlora.evaluate import evaluate
-    from mmlora.models import load_vlm
-    from mmlora.plan import plan
-    from mmlora.rows import DataError
-    from mmlora.sources import load_problems
+    from mmlora.evaluation.answering import evaluate
+    from mmlora.models import hub
+    from mmlora.models.needs import plan
+    from mmlora.models.vlm import load_vlm
+    from mmlora.problems.load import load_problems
+    from mmlora.problems.rows import DataError
 
     said = {"plan": str(plan("maker/planned")), "gated plan": str(plan("google/paligemma2-3b-pt-224"))}
     said["first"], said["second"] = attempt("maker/tiny"), attempt("maker/tiny")

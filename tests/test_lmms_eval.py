@@ -7,8 +7,8 @@ import pytest
 import yaml
 from tinyvlm import PROBLEMS
 
+from mmlora.encoding.prompts import prompt_text, target_text
 from mmlora.paths import PACKAGE
-from mmlora.prompts import prompt_text, target_text
 
 FOLDER = PACKAGE.parent / "benchmarks" / "lmms_eval"
 spec = importlib.util.spec_from_file_location("lmms_eval_utils", FOLDER / "utils.py")

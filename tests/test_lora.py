@@ -9,9 +9,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from mmlora import lora, train
-from mmlora.lora import AdapterError
-from mmlora.smolbridge import SmolBridgeConfig
+from mmlora.adapters import files, lora, towers
+from mmlora.adapters.lora import AdapterError
+from mmlora.smolbridge.model import SmolBridgeConfig
+from mmlora.training import fit, settings
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +20,15 @@ def trained(tmp_path_factory):
     """(model, base weights before, adapter before) after a few real steps."""
     model = tiny.adapted()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    settings = train.TrainSettings(steps=6, batch_size=8, learning_rate=1e-2)
-    train.fit(model, tiny.Tokens(), settings, tmp_path_factory.mktemp("run"))
+    settings = settings.TrainSettings(steps=6, batch_size=8, learning_rate=1e-2)
+    fit.fit(model, tiny.Tokens(), settings, tmp_path_factory.mktemp("run"))
     return model, before
 
 
 @pytest.fixture
 def saved(trained, tmp_path):
     fields = {"title": "Tiny", "license": "apache-2.0", "test accuracy": 0.5, "seed": 0}
-    return lora.save_adapter(trained[0], tmp_path / "adapter", fields)
+    return files.save_adapter(trained[0], tmp_path / "adapter", fields)
 
 
 # The chain.
@@ -55,7 +56,7 @@ def test_a_fresh_process_gives_equal_logits(one_thread, fresh_process, trained, 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_merged_agrees_within_tolerance(saved, dtype, tolerance):
-    model = lora.load_adapter(tiny.decoder().to(dtype), saved)
+    model = files.load_adapter(tiny.decoder().to(dtype), saved)
     apart = tiny.logits(model).float()
     merged = tiny.logits(model.merge_and_unload()).float()
     assert (merged - apart).abs().max() < tolerance
@@ -67,7 +68,7 @@ def test_peft_alone_loads_it_too(trained, saved):
 
 
 def test_the_files_are_the_same_every_time_and_the_card_is_filled(trained, saved, tmp_path):
-    again = lora.save_adapter(trained[0], tmp_path / "again", {"title": "Tiny"})
+    again = files.save_adapter(trained[0], tmp_path / "again", {"title": "Tiny"})
     assert (again / "adapter_config.json").read_bytes() == (saved / "adapter_config.json").read_bytes()
     tensors = [load_file(folder / "adapter_model.safetensors") for folder in (saved, again)]
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0] | tensors[1])
@@ -81,7 +82,7 @@ def test_the_files_are_the_same_every_time_and_the_card_is_filled(trained, saved
 
 def test_the_table_counts_by_tower(capsys):
     model = tiny.adapted()
-    language = lora.towers(model).rows[2]
+    language = towers.towers(model).rows[2]
     assert (language.tower, language.modules) == ("language", 2 * 7)
     assert language.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert f"{language.trainable:,}" in capsys.readouterr().out
@@ -122,10 +123,10 @@ def test_towers_are_told_apart_in_every_family(family):
         config.get_text_config().layer_types = (config.get_text_config().layer_types or [])[:2] or None
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    rows = lora.towers(model).rows
+    rows = towers.towers(model).rows
     assert all(row.parameters > 0 for row in rows), rows
     wrapped = lora.attach(model, layers=[1])
-    assert [row.modules for row in lora.towers(wrapped).rows] == [0, 0, 7]
+    assert [row.modules for row in towers.towers(wrapped).rows] == [0, 0, 7]
 
 
 # Errors.
@@ -164,7 +165,7 @@ def test_gradient_norms_tell_the_towers_apart():
     model = tiny.adapted()
     model.connector = torch.nn.Linear(2, 2)
     tiny.Tokens().loss(model, [0, 1])[0].backward()
-    norms = lora.gradient_norms(model)
+    norms = towers.gradient_norms(model)
     expected = torch.cat([p.grad.flatten() for n, p in model.named_parameters() if ".lora_" in n]).norm().item()
     assert norms == {"language": pytest.approx(expected), "connector": 0.0}
 
@@ -173,12 +174,12 @@ def test_what_an_adapter_cannot_hold_is_not_lost_silently(tmp_path):
     model = tiny.adapted()
     model.get_base_model().lm_head.weight.requires_grad_(True)
     with pytest.raises(AdapterError, match="lm_head.weight was trained beside the adapter"):
-        lora.save_adapter(model, tmp_path, {})
+        files.save_adapter(model, tmp_path, {})
 
 
 def _edit(folder, change):
     path = folder / "adapter_model.safetensors"
-    with lora.safe_open(path, "pt") as file:
+    with files.safe_open(path, "pt") as file:
         marks = file.metadata()
     tensors = load_file(path)
     change(tensors)
@@ -197,35 +198,35 @@ def test_tensors_that_do_not_fit_are_errors_and_leave_the_model_alone(saved, cha
     _edit(saved, change)
     base = tiny.decoder()
     with pytest.raises(AdapterError, match=sentence):
-        lora.load_adapter(base, saved)
+        files.load_adapter(base, saved)
     assert torch.equal(tiny.logits(base), tiny.logits(tiny.decoder()))
     assert not any("lora" in name for name, _ in base.named_modules())
 
 
 def test_another_base_is_refused(saved):
     with pytest.raises(AdapterError, match="was trained on other weights"):
-        lora.load_adapter(tiny.decoder(seed=1), saved)
+        files.load_adapter(tiny.decoder(seed=1), saved)
 
 
 def test_a_foreign_adapter_is_known_by_its_base_name(saved):
     save_file(load_file(saved / "adapter_model.safetensors"), saved / "adapter_model.safetensors")
-    lora.load_adapter(tiny.decoder(seed=1), saved)
+    files.load_adapter(tiny.decoder(seed=1), saved)
     config = json.loads((saved / "adapter_config.json").read_text())
     (saved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "someone/else"}))
     with pytest.raises(AdapterError, match="other weights .someone/else."):
-        lora.load_adapter(tiny.decoder(), saved)
+        files.load_adapter(tiny.decoder(), saved)
 
 
 def test_pickles_truncated_and_missing_files_are_refused(saved):
     path = saved / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AdapterError, match="is damaged"):
-        lora.load_adapter(tiny.decoder(), saved)
+        files.load_adapter(tiny.decoder(), saved)
     path.rename(saved / "adapter_model.bin")
     with pytest.raises(AdapterError, match="pickles are not read"):
-        lora.load_adapter(tiny.decoder(), saved)
+        files.load_adapter(tiny.decoder(), saved)
 
 
 def test_loading_onto_a_wrapped_model_is_refused(saved):
     with pytest.raises(AdapterError, match="carries an adapter already"):
-        lora.load_adapter(tiny.adapted(), saved)
+        files.load_adapter(tiny.adapted(), saved)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mmlora.loss import CHUNK, IGNORED, supervised_loss
+from mmlora.encoding.loss import CHUNK, IGNORED, supervised_loss
 
 
 def example(length: int, supervised: float = 0.7, seed: int = 0):

@@ -18,13 +18,14 @@ from datasets import load_dataset
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from mmlora.minisqa import SKILLS, UnknownSkill, core, dataset, generate
+from mmlora.minisqa import SKILLS, UnknownSkill, core, generate
+from mmlora.minisqa import core as dataset
 from mmlora.minisqa.dataset import build
-from mmlora.minisqa.honesty import text_only
 from mmlora.paths import DATA
-from mmlora.rows import DataError
-from mmlora.scienceqa import SUBJECTS, Problem
-from mmlora.sources import load_problems
+from mmlora.problems.load import load_problems
+from mmlora.problems.record import SUBJECTS, Problem
+from mmlora.problems.rows import DataError
+from tools.honesty import text_only
 
 SIZES = {"train": 240, "validation": 60, "test": 120}
 FIELDS = ["image", "question", "choices", "answer", "hint", "task", "grade", "subject", "topic", "category", "skill",

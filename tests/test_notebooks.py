@@ -15,10 +15,10 @@ import nbformat
 import papermill
 import pytest
 
-from mmlora.metrics import Metrics
+from mmlora.headless import run
 from mmlora.paths import NOTEBOOKS
-from mmlora.report import headline
-from mmlora.run import run
+from mmlora.reporting.record import Metrics
+from mmlora.reporting.tables import headline
 
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 LONGEST = 14  # lines of code in a cell: one idea

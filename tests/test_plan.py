@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from mmlora import plan as planning
-from mmlora.lora import attach
-from mmlora.metrics import Metrics, machine
+from mmlora import paths
+from mmlora.adapters.lora import attach
+from mmlora.models import needs
+from mmlora.models.needs import plan
 from mmlora.paths import RESULTS
-from mmlora.plan import plan
+from mmlora.reporting.machine import machine
+from mmlora.reporting.record import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def test_a_folder_needs_no_download(folder, tiny_vlm):
 
 def test_weights_in_16_bits_take_half(folder):
     found = plan(str(folder))
-    assert found.memory(4) - 2 * found.memory(2) == -planning.TRAINED_BYTES * found.trainable
+    assert found.memory(4) - 2 * found.memory(2) == -needs.TRAINED_BYTES * found.trainable
 
 
 def test_four_bits_are_offered_to_large_models_only(folder):
@@ -47,7 +49,7 @@ def test_four_bits_are_offered_to_large_models_only(folder):
 
 def test_minutes_come_from_a_record_of_this_machine_only(tmp_path, monkeypatch):
     record = Metrics.load(RESULTS / "one_hour_smolbridge.json").__dict__
-    monkeypatch.setattr(planning, "RESULTS", tmp_path)
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
     (tmp_path / "other.json").write_text(json.dumps({"another": "kind of record"}))
     elsewhere = {**record, "machine": {**machine(), "cpu": "another", "gpu": None}, "samples_per_second": 99.0}
     Metrics(**elsewhere).save(tmp_path / "elsewhere.json")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmlora import precision
+from mmlora.models import precision
 
 
 @pytest.fixture

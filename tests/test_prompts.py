@@ -7,20 +7,11 @@ import pytest
 import tinyvlm
 from PIL import Image
 
-from mmlora.loss import IGNORED
-from mmlora.prompts import (
-    PromptError,
-    encode,
-    encode_prompt,
-    lmms_prompt,
-    parse_answer,
-    parse_lmms,
-    parse_official,
-    prompt_text,
-    show_labels,
-    target_text,
-)
-from mmlora.scienceqa import Problem
+from mmlora.encoding.answers import parse_answer, parse_lmms, parse_official
+from mmlora.encoding.loss import IGNORED
+from mmlora.encoding.prompts import lmms_prompt, prompt_text, target_text
+from mmlora.encoding.sample import PromptError, encode, encode_prompt, show_labels
+from mmlora.problems.record import Problem
 
 LEFT, TEXT = tinyvlm.PROBLEMS[:2]
 TARGETS = {

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmlora import plots, report
-from mmlora.examples import load_examples
-from mmlora.metrics import Metrics, MetricsError
-from mmlora.scienceqa import CATEGORIES, Problem
-from mmlora.scores import Share, Prediction, majority_class, score
+from mmlora import paths
+from mmlora.evaluation.controls import majority_class
+from mmlora.evaluation.scores import Prediction, score
+from mmlora.models import catalog
+from mmlora.problems.record import CATEGORIES, Problem
+from mmlora.reporting import examples, page, tables
+from mmlora.reporting.examples import load_examples
+from mmlora.reporting.record import Metrics, MetricsError
 
 KEYS = ("accuracy base majority blank_image n_test minutes samples_per_second samples_seen peak_memory_gb "
         "trainable_parameters model data seed settings versions machine date git").split()
@@ -53,7 +56,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def run_folder(tmp_path, metrics):
     metrics.save(tmp_path / "metrics.json")
-    report.keep_examples(tmp_path, problems(), predictions(6), {"p1": np.eye(8)})
+    examples.keep_examples(tmp_path, problems(), predictions(6), {"p1": np.eye(8)})
     lines = [{"seconds": i, "loss": 2 / (i + 1), "learning_rate": 1e-3} for i in range(50)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
@@ -100,7 +103,7 @@ def test_incomplete_figures_are_errors(metrics, tmp_path):
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 def test_published_rows_are_complete():
-    rows = json.loads((report.DATA / "published_scienceqa.json").read_text())["rows"]
+    rows = json.loads((paths.DATA / "published_scienceqa.json").read_text())["rows"]
     by_model = {row["model"]: row for row in rows}
     assert all(isinstance(row[c], float) for row in rows for c in CATEGORIES)
     assert all(re.fullmatch(r"arXiv \d{4}\.\d{5}", row["paper"]) for row in rows)
@@ -109,7 +112,7 @@ def test_published_rows_are_complete():
 
 
 def test_category_table_sets_runs_beside_published_rows(metrics):
-    table = report.category_table(metrics)
+    table = tables.category_table(metrics)
     lines = table.splitlines()
     assert lines[0] == "| model | trainable | training | data | NAT | SOC | LAN | TXT | IMG | NO | G1-6 | G7-12 | Avg |"
     assert lines[2].startswith(f"| SmolBridge, trained | 1.6M | 0.8 h, {metrics.machine['cores']} CPU cores | MiniSQA (n=18) |")
@@ -118,43 +121,43 @@ def test_category_table_sets_runs_beside_published_rows(metrics):
     assert any("LLaMA-Adapter (arXiv 2303.16199) | 1.8M | – | ScienceQA | 84.37" in line for line in lines)
     assert "Compare rows of the same data only" in lines[-1]
     assert len({line.count("|") for line in lines[:-2]}) == 1
-    page = report.category_table([metrics, metrics], "html")
+    page = tables.category_table([metrics, metrics], "html")
     assert page.count("0.8 h, ") == 2 and page.count("<tr>") == 1 + 8 + 13
 
 
 def test_headline_names_all_yardsticks(metrics, tmp_path):
     metrics.save(tmp_path / "metrics.json")
-    assert report.headline(tmp_path) == report.headline(metrics)
-    assert report.headline(metrics).splitlines()[2].startswith("| trained | 83.3 (60.8 to 94.2) | ")
-    assert len(report.headline(metrics).splitlines()) == 6
+    assert tables.headline(tmp_path) == tables.headline(metrics)
+    assert tables.headline(metrics).splitlines()[2].startswith("| trained | 83.3 (60.8 to 94.2) | ")
+    assert len(tables.headline(metrics).splitlines()) == 6
 
 
 def test_readme_is_rendered_in_place_and_twice_the_same(metrics, tmp_path):
     readme = "# x\n<!-- results -->\nold\n<!-- /results -->\nbetween\n<!-- machines -->\n<!-- /machines -->\n<!-- models -->\n<!-- /models -->\nend\n"
-    empty = report.render_readme(readme, report.readme_tables(tmp_path))
+    empty = readme.render_readme(readme, tables.readme_tables(tmp_path))
     assert "| one_hour_smolbridge | SmolBridge | MiniSQA | not measured yet |" in empty
     assert "old" not in empty and empty.startswith("# x\n") and empty.endswith("end\n") and "\nbetween\n" in empty
     metrics.save(tmp_path / "one_hour_smolbridge.json")
-    once = report.render_readme(empty, report.readme_tables(tmp_path))
-    assert "| `qwen2.5-vl-3b` |" in once and once.count("not measured yet") == len(report.CATALOG)
+    once = readme.render_readme(empty, tables.readme_tables(tmp_path))
+    assert "| `qwen2.5-vl-3b` |" in once and once.count("not measured yet") == len(catalog.CATALOG)
     assert "[one_hour_smolbridge](results/one_hour_smolbridge.json) | SmolBridge | MiniSQA, 18 problems | 59 |" in once
     assert f"{metrics.machine['cores']} cores" in once and "| 7.2 |" in once
-    assert report.render_readme(once, report.readme_tables(tmp_path)) == once
-    with pytest.raises(report.ReportError, match="needs <!-- machines --> once"):
-        report.render_readme(readme.replace("<!-- machines -->", ""), report.readme_tables(tmp_path))
+    assert readme.render_readme(once, tables.readme_tables(tmp_path)) == once
+    with pytest.raises(tables.ReportError, match="needs <!-- machines --> once"):
+        readme.render_readme(readme.replace("<!-- machines -->", ""), tables.readme_tables(tmp_path))
 
 
 def test_a_broken_result_file_is_named(tmp_path):
     (tmp_path / "old.json").write_text("{}")
     with pytest.raises(MetricsError, match="old.json lacks accuracy"):
-        report.readme_tables(tmp_path)
+        tables.readme_tables(tmp_path)
 
 
 # -- examples ----------------------------------------------------------------------------------------------------------
 
 def test_examples_are_spread_and_come_back_whole(tmp_path):
     made, answers = problems(), predictions(2)
-    report.keep_examples(tmp_path, made, answers, {"p1": np.eye(3), "p2": np.ones((3, 3))}, n=3)
+    examples.keep_examples(tmp_path, made, answers, {"p1": np.eye(3), "p2": np.ones((3, 3))}, n=3)
     kept = load_examples(tmp_path)
     assert [e.problem.id for e in kept] == ["p0", "p6", "p12", "p1", "p2"]
     assert [e.occlusion is None for e in kept] == [True, True, True, False, False]
@@ -171,7 +174,7 @@ def test_examples_are_spread_and_come_back_whole(tmp_path):
 # -- page --------------------------------------------------------------------------------------------------------------
 
 def test_the_page_stands_alone(run_folder):
-    page = report.html_report(run_folder).read_text(encoding="utf-8")
+    page = page.html_report(run_folder).read_text(encoding="utf-8")
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     assert not re.search(r"<(link|script|iframe)|@import|url\(", page)
     sources = re.findall(r'src="([^"]{0,30})', page)
@@ -187,39 +190,5 @@ def test_the_page_stands_alone(run_folder):
 
 def test_the_page_needs_only_the_metrics(tmp_path, metrics):
     metrics.save(tmp_path / "metrics.json")
-    page = report.html_report(tmp_path).read_text(encoding="utf-8")
+    page = page.html_report(tmp_path).read_text(encoding="utf-8")
     assert "What it got wrong" not in page and "Learning curve" not in page and "83.3" in page
-
-
-# -- plots -------------------------------------------------------------------------------------------------------------
-
-def test_gallery_text_overlaps_nothing_and_stays_inside():
-    figure = plots.gallery(problems()[:4], predictions(6)[:4], 4)
-    figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.texts if text.get_text().strip()]
-    assert len(boxes) > 20
-    assert all(box.x1 <= figure.bbox.x1 + 1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
-    pairs = ((a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
-    assert not any(a.overlaps(b) and min(a.y1, b.y1) - max(a.y0, b.y0) > 3 for a, b in pairs)
-    pictures = [axes.get_window_extent() for axes in figure.axes]
-    assert not any(box.overlaps(picture) for box in boxes for picture in pictures)
-
-
-def test_hundreds_of_skills_are_the_most_frequent_ones():
-    by_skill = {f"skill {i}": Share(i % 7, 10 + i) for i in range(379)}
-    figure = plots.skill_bars(by_skill)
-    assert figure.get_figheight() < 20 and "the 50 most frequent of 379 skills" in figure.axes[0].get_title()
-    named = {label.get_text().partition(" (")[0] for label in figure.axes[0].get_yticklabels()}
-    assert named == {f"skill {i}" for i in range(329, 379)}
-
-
-def test_every_plot_draws(metrics):
-    made = problems()
-    scores = {"trained": score(made, predictions(6)), "blank": score(made[:12], predictions(2)[:12])}
-    log = [{"seconds": i, "loss": 1.0, "learning_rate": 0.1} for i in range(3)]
-    for figure in (plots.learning_curve(log), plots.learning_curve(log[:1]), plots.category_bars(scores),
-                   plots.skill_bars(scores["trained"].by_skill, scores["blank"].by_skill),
-                   plots.skill_bars(scores["trained"].by_skill), plots.contact_sheet(made),
-                   plots.contact_sheet(made[12:])):
-        assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
-        assert all(axes.get_ylabel() or axes.get_yticklabels() or not axes.axison for axes in figure.axes)

@@ -4,8 +4,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from mmlora import evaluate, run
-from mmlora.run import WHOLE_SPLITS, Budget, RunError, scoring_minutes, tidied
+from mmlora import headless, paths
+from mmlora.budget import WHOLE_SPLITS, Budget
+from mmlora.evaluation import answering as evaluate
+from mmlora.headless import RunError, scoring_minutes, tidied
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def clock(monkeypatch):
             self.now += 60 * minutes
 
     clock = Clock()
-    monkeypatch.setattr(run, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(headless, "perf_counter", lambda: clock.now)
     return clock
 
 
@@ -123,20 +125,20 @@ def no_notebook(monkeypatch):
 def test_a_folder_with_something_in_it_is_not_written_to(no_notebook, tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(RunError, match="is not empty; choose another folder, or .*--resume"):
-        run.run(1, out=tmp_path)
+        headless.run(1, out=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_a_file_is_no_folder_for_a_run(no_notebook, tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(RunError, match="notes is a file; name a folder"):
-        run.run(1, out=tmp_path / "notes")
+        headless.run(1, out=tmp_path / "notes")
     assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_there_must_be_something_to_resume(no_notebook, tmp_path):
     with pytest.raises(RunError, match="does not exist, so there is nothing to resume"):
-        run.run(1, out=tmp_path / "missing", resume=True)
+        headless.run(1, out=tmp_path / "missing", resume=True)
     assert not any(tmp_path.iterdir())
 
 
@@ -144,14 +146,14 @@ def test_a_cell_that_fails_is_named_with_the_way_to_go_on(tmp_path, monkeypatch)
     first = new_code_cell("MINUTES, SEED, OUT, RESUME = 60, 0, '', False", metadata={"tags": ["parameters"]})
     second = new_code_cell("print(MINUTES, SEED, OUT, RESUME)\nraise ValueError('the disk is on fire.')")
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-    nbformat.write(new_notebook(cells=[first, second], metadata=kernel), tmp_path / run.NOTEBOOK)
-    monkeypatch.setattr(run, "NOTEBOOKS", tmp_path)
+    nbformat.write(new_notebook(cells=[first, second], metadata=kernel), tmp_path / headless.NOTEBOOK)
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
     folder = tmp_path / "run"
     with pytest.raises(RunError) as caught:
-        run.run(2.5, seed=7, out=folder)
+        headless.run(2.5, seed=7, out=folder)
     message = str(caught.value)
     assert "with ValueError: the disk is on fire." in message
     assert message.endswith(f"mmlora run --minutes 2.5 --out {folder} --resume")
-    printed = [o.text for c in nbformat.read(folder / run.NOTEBOOK, 4).cells for o in c.get("outputs", ())
+    printed = [o.text for c in nbformat.read(folder / headless.NOTEBOOK, 4).cells for o in c.get("outputs", ())
                if o.output_type == "stream"]
     assert printed == [f"2.5 7 {folder} False\n"]

@@ -9,10 +9,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from mmlora.examples import words_read
-from mmlora.lora import attach
-from mmlora.models import VLM
-from mmlora.smolbridge import SmolBridgeConfig, SmolBridgeModel, SmolBridgeProcessor, without_norms
+from mmlora.adapters.lora import attach
+from mmlora.models.vlm import VLM
+from mmlora.smolbridge.model import SmolBridgeConfig, SmolBridgeModel, without_norms
+from mmlora.smolbridge.processor import SmolBridgeProcessor
+from mmlora.smolbridge.words import words_read
 
 TEXTS = ("<image>Which colour has the left square?", "Is blue a colour", "What?<image> Red or green or something else?")
 PICTURES = (tinyvlm.picture("red", "blue"), None, tinyvlm.picture("green", "black"))
@@ -58,12 +59,12 @@ def test_every_part_of_the_picture_can_change_the_answer(tiny_vlm):
 
 
 def test_every_visual_token_is_made_of_every_cell(tiny_vlm):
-    bridge = tiny_vlm.model.model.connector
-    cells = torch.randn(1, 16, bridge.describe.in_features, generator=torch.Generator().manual_seed(0))
+    connector = tiny_vlm.model.model.connector
+    cells = torch.randn(1, 16, connector.describe.in_features, generator=torch.Generator().manual_seed(0))
     for cell in range(16):
         changed = cells.clone()
         changed[0, cell] *= -1
-        assert ((bridge(cells) - bridge(changed)).abs().amax(-1) > 1e-4).all()
+        assert ((connector(cells) - connector(changed)).abs().amax(-1) > 1e-4).all()
 
 
 def test_folded_norms_compute_the_same():

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmlora import official, parquet, sources
 from mmlora.minisqa import generate
-from mmlora.rows import DataError
-from mmlora.scienceqa import SUBJECTS, Problem
-from mmlora.sources import load_problems
+from mmlora.problems import load as sources
+from mmlora.problems import official, parquet
+from mmlora.problems.load import load_problems
+from mmlora.problems.record import SUBJECTS, Problem
+from mmlora.problems.rows import DataError
 
 ODD = ["\r\n", "\x00", "\u2028", "\ufeff", "é", "e\u0301", "Ω", "水", "🧲", "\u200fש"]
 TEXT = [*"abcXYZ 012.,;:'\"\\/{}[]<>&%$\n\r\t", *ODD]

@@ -9,11 +9,13 @@ import pytest
 import tiny
 import torch
 
-from mmlora import clock, train
-from mmlora.checkpoint import newest
-from mmlora.lora import AdapterError
-from mmlora.train import TrainingError, TrainSettings, batches, fit, schedule
-from mmlora.trainlog import Journal
+from mmlora.adapters.lora import AdapterError
+from mmlora.training import clock, fit, log
+from mmlora.training.checkpoint import newest
+from mmlora.training.fit import fit
+from mmlora.training.log import Journal, TrainingError
+from mmlora.training.order import batches, schedule
+from mmlora.training.settings import TrainSettings
 
 QUICK = replace(tiny.SETTINGS, steps=4, checkpoint_minutes=5)
 
@@ -290,14 +292,14 @@ def scaled(monkeypatch):
     """`scaled(first scale)` makes accelerate keep a real scaler here, where it otherwise has one on a card only."""
 
     def install(scale: float):
-        class OnACard(train.Accelerator):
+        class OnACard(fit.Accelerator):
             mixed_precision = "fp16"
 
             def __init__(self, mixed_precision):
                 super().__init__()
                 self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3), True
 
-        monkeypatch.setattr(train, "Accelerator", OnACard)
+        monkeypatch.setattr(fit, "Accelerator", OnACard)
 
     return install
 
@@ -382,4 +384,4 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 def test_trackio_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trackio", None)
     with pytest.raises(TrainingError, match="pip install trackio"):
-        train.trackio_reporter("project", "run")
+        log.trackio_reporter("project", "run")

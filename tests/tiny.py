@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmlora import checkpoint, lora, train
+from mmlora.adapters import files, lora
+from mmlora.training import checkpoint, fit, settings
 
 VOCABULARY, PROMPT = 61, 4
 
@@ -49,13 +50,13 @@ class Tokens:
         return torch.nn.functional.cross_entropy(logits, targets, reduction="sum"), int((targets >= 0).sum())
 
 
-SETTINGS = train.TrainSettings(steps=12, batch_size=8, learning_rate=5e-3, checkpoint_minutes=0)  # saves at every step
+SETTINGS = settings.TrainSettings(steps=12, batch_size=8, learning_rate=5e-3, checkpoint_minutes=0)  # saves at every step
 
 
 def train_here(folder, *, resume: bool = False, on_step=None):
     torch.set_num_threads(1)
     model = adapted()
-    return model, train.fit(model, Tokens(), SETTINGS, folder, resume=resume, on_step=on_step)
+    return model, fit.fit(model, Tokens(), SETTINGS, folder, resume=resume, on_step=on_step)
 
 
 def train_and_die(folder, moment: str, count: int):
@@ -86,4 +87,4 @@ def logits(model, seed: int = 5) -> torch.Tensor:
 def write_logits(adapter, file):
     """What a stranger gets from a saved adapter, written for comparison."""
     torch.set_num_threads(1)
-    save_file({"logits": logits(lora.load_adapter(decoder(), adapter))}, file)
+    save_file({"logits": logits(files.load_adapter(decoder(), adapter))}, file)

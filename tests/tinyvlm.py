@@ -7,9 +7,11 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, PreTrainedTokenizerFast, ViTImageProcessor
 
-from mmlora.models import CHAT_TEMPLATE, VLM
-from mmlora.scienceqa import Problem
-from mmlora.smolbridge import SmolBridgeConfig, SmolBridgeForConditionalGeneration, SmolBridgeProcessor
+from mmlora.models.vlm import VLM
+from mmlora.problems.record import Problem
+from mmlora.smolbridge.assemble import CHAT_TEMPLATE
+from mmlora.smolbridge.model import SmolBridgeConfig, SmolBridgeForConditionalGeneration
+from mmlora.smolbridge.processor import SmolBridgeProcessor
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 WORDS = "user assistant Question: Options: Context: The answer is Which colour has the left square? red green blue"
@@ -37,7 +39,7 @@ def build() -> VLM:
         num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True,
         initializer_range=0.1,  # strong enough that every layer changes the outcome
     )
-    config = SmolBridgeConfig(text_config=text, image_size=128, cell_width=16, bridge_width=64, visual_tokens=4, dictionary=40,
+    config = SmolBridgeConfig(text_config=text, image_size=128, cell_width=16, connector_width=64, visual_tokens=4, dictionary=40,
                               image_token_id=mark)
     torch.manual_seed(0)
     model = SmolBridgeForConditionalGeneration(config).eval()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mmlora.prompts import parse_answer, parse_official, prompt_text
-from mmlora.scienceqa import Problem
+from mmlora.encoding.answers import parse_answer, parse_official
+from mmlora.encoding.prompts import prompt_text
+from mmlora.problems.record import Problem
 
 
 def problem(doc: dict) -> Problem:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from mmlora.errors import MMLoraError
-from mmlora.scienceqa import Problem
+from mmlora.problems.record import Problem
 
 #: The share of text-only drafts (by a hash of their text) that may appear in a split: no text is in two splits.
 SPLIT_SHARES = {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}
@@ -76,7 +76,9 @@ def find_skills(names: list[str] | None) -> list[Skill]:
     for name in names or []:
         if name not in SKILLS:
             near = difflib.get_close_matches(name, SKILLS, 3, 0.2)
-            raise UnknownSkill(f"no MiniSQA skill is called {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}")
+            raise UnknownSkill(
+                f"no MiniSQA skill is called {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}"
+            )
     return [SKILLS[name] for name in names] if names else list(SKILLS.values())
 
 
@@ -107,7 +109,9 @@ def _schedule(skills: list[Skill], count: int, rng: random.Random) -> list[Skill
     return order
 
 
-def generate(split: str, count: int | None = None, *, seed: int = 0, skills: list[str] | None = None) -> Iterator[Problem]:
+def generate(
+    split: str, count: int | None = None, *, seed: int = 0, skills: list[str] | None = None
+) -> Iterator[Problem]:
     """Yield `count` problems of `split`, the same ones for the same arguments.
 
     Raises `UnknownSkill`, or `ValueError` for an unknown split or a skill that runs out of new problems.
@@ -141,8 +145,18 @@ def _problem(chosen: Skill, draft: Draft, place: int, problem_id: str, rng: rand
     rng.shuffle(others)
     others.insert(place, draft.answer)
     return Problem(
-        id=problem_id, question=draft.question, choices=tuple(draft.choices[i] for i in others), answer=place,
-        image=draft.image, hint=draft.hint, grade=f"grade{rng.randint(*chosen.grades)}", subject=chosen.subject,
-        topic=chosen.topic, category=chosen.category, skill=chosen.name, lecture=chosen.lecture,
-        solution=draft.solution, caption=draft.caption,
+        id=problem_id,
+        question=draft.question,
+        choices=tuple(draft.choices[i] for i in others),
+        answer=place,
+        image=draft.image,
+        hint=draft.hint,
+        grade=f"grade{rng.randint(*chosen.grades)}",
+        subject=chosen.subject,
+        topic=chosen.topic,
+        category=chosen.category,
+        skill=chosen.name,
+        lecture=chosen.lecture,
+        solution=draft.solution,
+        caption=draft.caption,
     )

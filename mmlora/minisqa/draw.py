@@ -16,10 +16,8 @@ from mmlora.paths import DATA
 
 #: The vision tower's own input size: no resampling between what is drawn and what is seen.
 SIZE = 256
-
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
-
 COLORS: dict[str, RGB] = {
     "red": (214, 39, 40),
     "orange": (255, 140, 20),
@@ -31,7 +29,6 @@ COLORS: dict[str, RGB] = {
     "brown": (130, 80, 45),
     "black": (35, 35, 40),
 }
-
 _RAMP = np.linspace(-0.5, 0.5, SIZE, dtype=np.float32)
 
 

@@ -1,11 +1,12 @@
 """Names and actions that several text skills build their sentences from."""
 
+from __future__ import annotations
+
 NAMES = (
     "Ana", "Ben", "Carla", "Dale", "Emma", "Felix", "Grace", "Hugo", "Irene", "Jack", "Kira", "Liam", "Mona", "Noah",
     "Olga", "Paul", "Quinn", "Rosa", "Sam", "Tina", "Uma", "Victor", "Wendy", "Yusuf", "Zoe", "Aki", "Brenda", "Cody",
     "Diego", "Farah", "Gavin", "Hana", "Ivan", "Julia", "Leo", "Maya", "Nina", "Omar", "Priya", "Tom",
 )  # fmt: skip
-
 #: What somebody can do: base form, third person, past, and the rest of the phrase.
 ACTIONS = (
     ("paint", "paints", "painted", "the fence"), ("wash", "washes", "washed", "the car"),
@@ -22,7 +23,6 @@ ACTIONS = (
     ("draw", "draws", "drew", "a map"), ("build", "builds", "built", "a birdhouse"),
     ("write", "writes", "wrote", "a poem"), ("buy", "buys", "bought", "a new hat"),
 )  # fmt: skip
-
 PLACES = (
     "at school", "in the park", "near the lake", "at home", "in the village", "behind the house", "by the river",
     "at camp", "on the farm", "with a friend", "for the team", "before lunch", "after the rain", "in the morning",

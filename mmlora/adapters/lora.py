@@ -1,0 +1,119 @@
+"""LoRA adapters through peft: attach one, take it off again.
+
+Source of the method: Hu et al. 2021, arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from mmlora.adapters.towers import Tower, tower_of, towers
+from mmlora.errors import MMLoraError
+from mmlora.models.vlm import base_model
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
+
+class AdapterError(MMLoraError):
+    """An adapter that cannot be attached, trained, saved or loaded; the message says what to do."""
+
+
+def attach(
+    model: nn.Module,
+    rank: int = 16,
+    alpha: int | None = None,
+    layers: Iterable[int] | None = None,
+    targets: Iterable[str] | Literal["all-linear"] = "all-linear",
+    *,
+    within: Iterable[Tower] = ("language",),
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> PeftModel:
+    """Wrap `model` with a fresh LoRA adapter, freeze all else, print the table by tower.
+
+    `alpha` is 2 x `rank` unless given. `layers` are decoder layers; None means the upper half: what lies below
+    can then be cached. `targets` are the last parts of module names ("q_proj"), or every linear projection of those layers (and of the other towers in `within`).
+    Raises `AdapterError` for a second attach, a target or tower that matches nothing, a layer out of range, and inside
+    `torch.inference_mode`, whose tensors can never train.
+    """
+    if torch.is_inference_mode_enabled():
+        raise AdapterError("an adapter attached inside torch.inference_mode could never train; attach it outside")
+    if is_wrapped(model):
+        raise AdapterError(
+            "this model carries an adapter already; take it off with detach(model), or load the base again"
+        )
+    names = _target_names(model, layers, targets, tuple(within))
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, target_modules=names
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = wrapped(model, config)
+    print(towers(adapted))
+    return adapted
+
+
+def detach(model: nn.Module) -> PreTrainedModel:
+    """The base under an adapter, taken off without a trace, so that another can be attached; a bare model as it is."""
+    base = base_model(model)
+    for name, module in list(base.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, last = name.rpartition(".")
+            setattr(base.get_submodule(parent), last, module.get_base_layer())
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    return base
+
+
+def wrapped(model: nn.Module, config: LoraConfig) -> PeftModel:
+    """`model` with the adapter that `config` describes; nothing is checked and nothing printed."""
+    with warnings.catch_warnings():  # peft asks transformers by a name that it will drop: nothing a user can mend
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether an adapter sits in the model, whatever is wrapped around it."""
+    return isinstance(model, PeftModel) or any(isinstance(m, BaseTunerLayer) for m in model.modules())
+
+
+def _target_names(model, layers, targets, within) -> list[str]:
+    """Full names of the linear modules to adapt, in the model's order."""
+    linear = {t: [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and tower_of(n) == t] for t in within}
+    if "language" in linear:
+        chosen = _chosen_layers(model, linear["language"], layers)
+        linear["language"] = [n for n in linear["language"] if (m := _LAYER.search(n)) and int(m[1]) in chosen]
+    for tower, names in linear.items():
+        if not names:
+            raise AdapterError(f"the {tower} tower has no linear module to adapt; leave it out of `within`")
+    found = [name for names in linear.values() for name in names]
+    if targets == "all-linear":
+        return found
+    wanted = (targets,) if isinstance(targets, str) else tuple(targets)
+    endings = sorted({name.rsplit(".", 1)[-1] for name in found})
+    for target in wanted:
+        if not any(f".{name}".endswith(f".{target}") for name in found):
+            near = difflib.get_close_matches(target, endings, 3, 0.3) or endings[:8]
+            raise AdapterError(f"the target {target!r} matches no linear module there; choose among {', '.join(near)}")
+    return [name for name in found if any(f".{name}".endswith(f".{target}") for target in wanted)]
+
+
+def _chosen_layers(model, names: list[str], layers: Iterable[int] | None) -> set[int]:
+    count = 1 + max((int(m[1]) for n in names if (m := _LAYER.search(n))), default=-1)
+    if layers is None:
+        return set(range(count // 2, count))
+    chosen = set(layers)
+    if not chosen or min(chosen) < 0 or max(chosen) >= count:
+        asked = f"layers {min(chosen)} to {max(chosen)}" if chosen else "no layers"
+        raise AdapterError(f"{asked} of the decoder were asked for, but it has 0 to {count - 1}; choose among these")
+    return chosen

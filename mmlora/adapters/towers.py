@@ -1,0 +1,80 @@
+"""The three towers of a multimodal model: vision, connector, language, and what trains in each.
+
+Every figure here is given by tower, because the usual silent mistake is an adapter in the wrong one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+Tower = Literal["vision", "connector", "language"]
+TOWERS: tuple[Tower, ...] = ("vision", "connector", "language")
+_CONNECTOR = re.compile(r"connector|bridge|projector|merger|aligner|resampler|qformer|(image|vision|language)_proj")
+_VISION = re.compile(r"vision|visual|image_(encoder|tower)|vit")
+
+
+def tower_of(name: str) -> Tower:
+    """The tower that a module or parameter belongs to, told from its dotted name as transformers writes it."""
+    parts = name.split(".")
+    if any(_CONNECTOR.search(part) for part in parts):
+        return "connector"
+    return "vision" if any(_VISION.match(part) for part in parts) else "language"
+
+
+@dataclass(frozen=True)
+class TowerRow:
+    tower: Tower
+    modules: int
+    trainable: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class TowerReport:
+    """What will train, tower by tower; printing it gives a table."""
+
+    rows: tuple[TowerRow, ...]
+
+    @property
+    def trainable(self) -> int:
+        return sum(row.trainable for row in self.rows)
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.rows)
+
+    def __str__(self):
+        lines = [f"{'tower':<10} {'modules':>8} {'trainable':>12} {'of all':>8}"]
+        sums = ("total", sum(r.modules for r in self.rows), self.trainable)
+        for tower, modules, trainable in [*((r.tower, r.modules, r.trainable) for r in self.rows), sums]:
+            lines.append(f"{tower:<10} {modules:>8} {trainable:>12,} {trainable / max(1, self.parameters):>8.2%}")
+        return "\n".join(lines)
+
+
+def towers(model: nn.Module) -> TowerReport:
+    """Modules with something to train, trainable and all parameters of `model`, by tower."""
+    modules = {tower: set() for tower in TOWERS}
+    trainable, everything = dict.fromkeys(TOWERS, 0), dict.fromkeys(TOWERS, 0)
+    for name, parameter in model.named_parameters():
+        tower = tower_of(name)
+        everything[tower] += parameter.numel()
+        if parameter.requires_grad:
+            trainable[tower] += parameter.numel()
+            modules[tower].add(re.sub(r"\.(lora_.*|[^.]*)$", "", name))
+    return TowerReport(tuple(TowerRow(t, len(modules[t]), trainable[t], everything[t]) for t in TOWERS))
+
+
+def gradient_norms(model: nn.Module) -> dict[Tower, float]:
+    """The gradient's L2 norm in every tower that trains, after a backward pass; 0 where none arrived."""
+    squares: dict[Tower, float] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tower = tower_of(name)
+            gradient = 0.0 if parameter.grad is None else parameter.grad.float().norm().item()
+            squares[tower] = squares.get(tower, 0.0) + gradient**2
+    return {tower: math.sqrt(square) for tower, square in squares.items()}

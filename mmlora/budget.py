@@ -1,0 +1,69 @@
+"""The wall-clock of a whole run: how many problems fit into it, what each part takes, what is left for training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+WHOLE_SPLITS = 33  # minutes; at 120 and 30 problems a minute these are the 4,000 and 1,000 of MiniSQA
+
+
+@dataclass
+class Budget:
+    """How a wall-clock budget is spent, and the clock that watches it. All sizes follow from `minutes`.
+
+    A shorter run trains on fewer problems (each costs a fixed prefix to cache) and scores fewer (each is answered three
+    times), but enough for an interval that tells it from the base model. From 33 minutes on it takes whole splits.
+    """
+
+    minutes: float
+    started: float = field(default_factory=perf_counter)
+    spent: dict[str, float] = field(default_factory=dict)  # minutes by part: data, cache, train, score
+    added: float = 0.0  # minutes of earlier sessions
+
+    @property
+    def train_problems(self) -> int | None:
+        """None means all, as in `load_problems`."""
+        return max(64, round(120 * self.minutes)) if self.minutes < WHOLE_SPLITS else None
+
+    @property
+    def test_problems(self) -> int | None:
+        """None means all: a score on a part of ScienceQA's test split is no row beside the published ones."""
+        return max(48, round(30 * self.minutes)) if self.minutes < WHOLE_SPLITS else None
+
+    def elapsed(self) -> float:
+        """Minutes since the budget began, and what was added."""
+        return (perf_counter() - self.started) / 60 + self.added
+
+    def add(self, part: str, minutes: float) -> None:
+        """Count what an interrupted session before this one spent on `part`."""
+        self.spent[part] = self.spent.get(part, 0.0) + minutes
+        self.added += minutes
+
+    @contextmanager
+    def watch(self, part: str) -> Iterator[None]:
+        """Count what happens inside towards `part`."""
+        began = perf_counter()
+        yield
+        self.spent[part] = self.spent.get(part, 0.0) + (perf_counter() - began) / 60
+
+    def training_minutes(self, scoring: float) -> float:
+        """What is left for training when `scoring` minutes are kept for the end.
+
+        At least a tenth of the budget is always trained: on a machine so slow that the fixed parts ate it, the run
+        takes longer than asked and says so.
+        """
+        left, least = self.minutes - self.elapsed() - scoring, 0.1 * self.minutes
+        if left < least:
+            print(
+                f"this machine needs {self.elapsed() + scoring:.1f} of {self.minutes:g} minutes besides training; "
+                f"training {least:.1f} minutes all the same"
+            )
+        return max(left, least)
+
+    def to_dict(self) -> dict[str, float]:
+        """The `minutes` of metrics.json."""
+        parts = {part: round(self.spent.get(part, 0.0), 2) for part in ("data", "cache", "train", "score")}
+        return {**parts, "total": round(self.elapsed(), 2)}

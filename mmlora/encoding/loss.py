@@ -1,0 +1,110 @@
+"""The loss on supervised tokens only, with the vocabulary projection folded in.
+
+A small model's vocabulary projection costs nearly as much as its adapted layers, so it runs on supervised positions
+alone, and its softmax is turned into the gradient in place instead of being kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmlora.models.vlm import base_model
+
+IGNORED = -100  # the label that takes no part in the loss, torch's own convention
+EXACT, ROUNDED = 1e-3, 5e-2  # how far two ways to compute a loss may differ, in float32 and in half precision
+CHUNK = 512  # positions at a time: 512 x 49,152 float32 logits are 100 MB
+
+
+class _ProjectedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of `hidden @ weight.T`; the gradient for `hidden` is made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None
+    ) -> torch.Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), CHUNK):
+            part, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
+            logits = (part @ weight.T).float()
+            if cap:
+                logits = cap * (logits / cap).tanh_()
+                slope = 1 - (logits / cap) ** 2
+            normalizer = logits.logsumexp(-1, keepdim=True)
+            total += (normalizer - logits.gather(1, wanted)).sum()
+            if gradient is not None:
+                probabilities = logits.sub_(normalizer).exp_()
+                probabilities.scatter_add_(1, wanted, -torch.ones_like(normalizer))
+                if cap:
+                    probabilities *= slope
+                gradient[start : start + CHUNK] = probabilities.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple:
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale.to(gradient.dtype), None, None, None
+
+
+def supervised_loss(
+    hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor, cap: float | None = None
+) -> tuple[torch.Tensor, int]:
+    """Summed cross-entropy over supervised tokens (float32, 0-dim), and their number.
+
+    `hidden` (batch, length, width) comes after the final norm, `labels` (batch, length) holds -100 where nothing is
+    supervised; position t predicts label t + 1, the only shift there is. The head must be frozen. `cap` bounds the
+    logits where the architecture does (Gemma 2, arXiv 2408.00118).
+    """
+    targets = labels[:, 1:]
+    keep = targets != IGNORED
+    return _ProjectedCrossEntropy.apply(hidden[:, :-1][keep], head.weight, targets[keep], cap), int(keep.sum())
+
+
+def on_device(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch where the model is, its pictures in the model's precision."""
+    inner = base_model(model)
+    return {n: t.to(inner.device, inner.dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
+
+
+def batch_loss(model: nn.Module, batch: dict[str, torch.Tensor], own: bool = False) -> tuple[torch.Tensor, int]:
+    """Summed loss over the supervised tokens of a batch (float32, 0-dim), and their number.
+
+    With `own` the model's own loss does it, which computes the logits of every position (see `needs_own_loss`).
+    """
+    inner, inputs = base_model(model), {name: t for name, t in batch.items() if name != "labels"}
+    labels = batch["labels"]
+    if own:
+        tokens = int((labels[:, 1:] != IGNORED).sum())
+        return inner(**inputs, labels=labels, use_cache=False).loss.float() * tokens, tokens
+    hidden = inner.model(**inputs, use_cache=False)[0]
+    cap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
+    return supervised_loss(hidden, inner.get_output_embeddings(), labels, cap)
+
+
+@torch.no_grad()
+def needs_own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> bool:
+    """Whether a head is more than a projection, so that `supervised_loss` and the model's own loss differ; says so.
+
+    A bias (some GPT-like heads) tells by itself, a scale (Cohere, Granite) by the loss of this batch.
+    """
+    inner = base_model(model)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.autocast(inner.device.type, enabled=False):
+            (ours, tokens), (theirs, _) = batch_loss(model, batch), batch_loss(model, batch, own=True)
+    finally:
+        for module in training:
+            module.training = True
+    biased = getattr(inner.get_output_embeddings(), "bias", None) is not None
+    close = EXACT if inner.dtype == torch.float32 else ROUNDED
+    differs = tokens > 0 and not torch.isclose(ours, theirs, rtol=close, equal_nan=True)
+    if biased or differs:
+        print(
+            f"the loss of {type(inner).__name__} is more than a projection: taking the model's own, which needs more memory"
+        )
+    return biased or differs

@@ -1,0 +1,263 @@
+"""A training set that never computes a frozen activation twice.
+
+Everything before the first trainable parameter is a pure function of the sample: the vision tower, the connector, the
+embeddings and the decoder layers below the first adapter. `PrefixCache` runs them once per sample, keeps the hidden
+states on disk (16 bits, memory-mapped) and trains from that boundary up. `Samples` is the same without the cache.
+
+It works for any decoder of transformers, because the model's own forward does both halves: the lower one is stopped
+at the boundary, the upper one finds its lower layers replaced by the states that were kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from mmlora.encoding import rows
+from mmlora.encoding.loss import batch_loss, on_device
+from mmlora.encoding.sample import Sample, collate
+from mmlora.encoding.samples import Samples, without_pixels
+from mmlora.errors import MMLoraError
+from mmlora.models.memory import give_back, in_parts
+from mmlora.models.precision import mixed, precision
+from mmlora.models.vlm import base_model, decoder_layers
+
+STRIDE = 16  # tokens; batches' lengths are multiples of it, so that the memory of one step fits the next
+BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
+WINDOW = 256  # samples that are encoded and sorted by length at a time: their pictures are in memory together
+FILES = ("hidden", "rows.safetensors", "manifest.json")
+
+
+class CacheError(MMLoraError):
+    """A prefix cache that cannot be written or used; the message names the folder."""
+
+
+def boundary(model: nn.Module) -> int:
+    """The first decoder layer that holds a trainable parameter; everything before it can be cached.
+
+    Raises `CacheError` when something outside the decoder's layers trains, or nothing does.
+    """
+    number = {id(p): i for i, layer in enumerate(decoder_layers(model)) for p in layer.parameters()}
+    first = None
+    for name, parameter in base_model(model).named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) not in number:
+            raise CacheError(
+                f"{name} is trainable and lies outside the decoder's layers: train without the prefix cache"
+            )
+        first = number[id(parameter)] if first is None else min(first, number[id(parameter)])
+    if first is None:
+        raise CacheError("no parameter is trainable, so there is no boundary: attach an adapter first")
+    return first
+
+
+class PrefixCache:
+    """Hidden states at the boundary for every sample of a `Samples`, on disk in 16 bits.
+
+    In float16, which has more digits, but in bfloat16 where a state is too large for it or the model computes in bfloat16.
+    `build` fills or reuses a folder; `loss` trains from the boundary up and agrees with `Samples.loss`.
+    """
+
+    def __init__(self, folder: Path, manifest: dict, samples: Samples):
+        self.samples, self.ids, self.fingerprint = samples, samples.ids, samples.fingerprint
+        self.boundary = manifest["boundary"]
+        self.rows = rows.read(folder / "rows.safetensors", self.ids)
+        self.lengths = [len(row) for row in self.rows]
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.file, self.shape = folder / "hidden", (int(self.starts[-1]), manifest["width"])
+        self.dtype = getattr(torch, manifest["dtype"])
+        if self.file.stat().st_size != 2 * self.shape[0] * self.shape[1]:
+            raise ValueError(f"{self.file.name} is cut short")
+
+    @classmethod
+    def build(cls, model: nn.Module, samples: Samples, folder: Path | str) -> PrefixCache:
+        """Compute what is missing under `folder`; a cache of the same weights and samples is used again.
+
+        Raises `CacheError` on a full or unwritable disk, or when the folder holds anything else; a half-written cache
+        is never used, and an old one stays until the new one is complete.
+        """
+        folder, first = Path(folder), boundary(model)
+        deep = getattr(getattr(base_model(model).config, "vision_config", None), "deepstack_visual_indexes", ())
+        if first < len(deep):
+            raise CacheError(
+                f"this model adds what it sees to its first {len(deep)} decoder layers too: let the "
+                f"adapter begin at layer {len(deep)} or later, or train without the prefix cache"
+            )
+        key = _key(model, samples, first)
+        if found := cls._found(folder, key, samples):
+            return found
+        aside, training = folder.with_name(folder.name + ".part"), model.training
+        try:
+            if others := [p.name for p in folder.iterdir() if p.name not in FILES] if folder.exists() else []:
+                raise CacheError(f"{folder} holds {others[0]}, so it is no prefix cache: name a new folder for it")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            if not _fill(model.eval(), samples, first, aside, key):
+                print("some states are too large for float16; keeping all of them in bfloat16, which has fewer digits")
+                _fill(model, samples, first, aside, key, torch.bfloat16)
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.replace(folder)
+        except OSError as error:
+            raise CacheError(
+                f"could not write the prefix cache to {folder}: {error.strerror or error}; free some space or use fewer "
+                "training problems"
+            ) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            model.train(training)
+        return cls(folder, json.loads((folder / "manifest.json").read_text()), samples)
+
+    @classmethod
+    def _found(cls, folder: Path, key: str, samples: Samples) -> PrefixCache | None:
+        """The cache in `folder` if it is whole and of these weights and samples; says so if it is not."""
+        if not (folder / "manifest.json").is_file():
+            return None
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            if manifest["key"] == key:
+                return cls(folder, manifest, samples)
+            reason = "was made from other weights, samples or numbers"
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            reason = f"is damaged ({error})"
+        print(f"the prefix cache in {folder} {reason}; building it anew")
+        return None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def hidden(self) -> np.memmap:
+        """The bits of the hidden states, int16 (all tokens, width); mapped anew, so that pages read leave the memory."""
+        return np.memmap(self.file, np.int16, "r", shape=self.shape)
+
+    def states(self, indices: list[int]) -> list[torch.Tensor]:
+        """What was kept of these samples, (length, width) each."""
+        kept = self.hidden
+        return [torch.from_numpy(np.array(kept[self.starts[i] : self.starts[i + 1]])).view(self.dtype) for i in indices]
+
+    def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
+        """Summed loss over the supervised tokens of these samples, and their number."""
+        batch = on_device(model, collate([self.rows[i] for i in indices], stride=STRIDE))
+        batch["input_ids"].zero_()  # only its shape counts: what it said is in the states that were kept
+        states = pad_sequence(self.states(indices), batch_first=True).to(batch["labels"].device)
+        states = nn.functional.pad(states, (0, 0, 0, batch["labels"].shape[1] - states.shape[1]))
+        own = self.samples.own_loss(model)
+        with _resuming(model, self.boundary, states):
+            return batch_loss(model, batch, own)
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the boundary; carries the hidden states."""
+
+
+def _lower(model: nn.Module, batch: dict[str, torch.Tensor], first: int) -> torch.Tensor:
+    """Hidden states (batch, length, width) that come to decoder layer `first`."""
+
+    def stop(layer, inputs, named):
+        raise _Reached(inputs[0] if inputs else named["hidden_states"])
+
+    hook = decoder_layers(model)[first].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        base_model(model).model(**batch, use_cache=False)
+    except _Reached as reached:
+        return reached.args[0]
+    finally:
+        hook.remove()
+
+
+class _Passed(nn.Module):
+    """Stands for a decoder layer whose work is done."""
+
+    def forward(self, hidden_states, *_, **__):
+        return hidden_states
+
+
+@contextmanager
+def _resuming(model: nn.Module, first: int, states: torch.Tensor) -> Iterator[None]:
+    """Inside, the model's forward passes begin at decoder layer `first` with `states` (batch, length, width)."""
+    layers = decoder_layers(model)
+    lower = list(layers[:first])
+
+    def resume(layer, inputs, named):
+        hidden = inputs[0] if inputs else named.pop("hidden_states")
+        return (states.to(hidden.dtype), *inputs[1:]), named
+
+    hook = layers[first].register_forward_pre_hook(resume, with_kwargs=True)
+    for index in range(first):
+        layers[index] = _Passed()
+    try:
+        yield
+    finally:
+        hook.remove()
+        for index, layer in enumerate(lower):
+            layers[index] = layer
+
+
+def _key(model: nn.Module, samples: Samples, first: int) -> str:
+    """Hash of the samples, of every frozen tensor below the boundary, and of the numbers that are multiplied."""
+    digest = hashlib.sha256(f"{samples.fingerprint} {first} {precision()}".encode())
+    core = base_model(model).model
+    upper = {id(t) for layer in decoder_layers(model)[first:] for t in (*layer.parameters(), *layer.buffers())}
+    for tensor in (*core.parameters(), *core.buffers()):
+        if id(tensor) not in upper:
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def _fill(
+    model: nn.Module, samples: Samples, first: int, folder: Path, key: str, dtype: torch.dtype = torch.float16
+) -> bool:
+    """Write the states of all samples; False, and an unfinished folder, where one is too large for `dtype`."""
+    width, kept = base_model(model).config.get_text_config().hidden_size, []
+    if base_model(model).dtype == torch.bfloat16:
+        dtype = torch.bfloat16
+
+    def prefix(part: Sequence[tuple[int, Sample]]) -> torch.Tensor:
+        batch = on_device(model, collate([sample for _, sample in part]))
+        del batch["labels"]
+        with mixed(batch["input_ids"].device):
+            return _lower(model, batch, first).cpu()
+
+    with open(folder / "hidden", "wb") as file, tqdm(total=len(samples), desc="frozen prefix", unit="sample") as bar:
+        for window in range(0, len(samples), WINDOW):
+            encoded = [samples[i] for i in range(window, min(window + WINDOW, len(samples)))]
+            starts = file.tell() // (2 * width) + np.concatenate([[0], np.cumsum([len(s) for s in encoded])])
+            placed = sorted(zip(starts.tolist(), encoded), key=lambda pair: len(pair[1]))
+            for part, hidden in in_parts(prefix, placed, BATCH):
+                if not hidden.isfinite().all():
+                    raise _not_finite([sample for _, sample in part], hidden.dtype)
+                hidden = hidden.to(dtype)
+                if not hidden.isfinite().all():
+                    return False
+                for (start, sample), states in zip(part, hidden.view(torch.int16).numpy()):
+                    file.seek(start * width * 2)
+                    file.write(states[: len(sample)].tobytes())
+                bar.update(len(part))
+                give_back()
+            file.seek(int(starts[-1]) * width * 2)
+            kept += [without_pixels(sample) for sample in encoded]
+    rows.write(kept, folder / "rows.safetensors")
+    manifest = {"key": key, "boundary": first, "width": width, "dtype": str(dtype).removeprefix("torch.")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return True
+
+
+def _not_finite(part: Sequence[Sample], dtype: torch.dtype) -> CacheError:
+    named = ", ".join(sample.id for sample in part[:8])
+    return CacheError(
+        f"states of one of the samples {named}, … are not finite in {dtype}: set MMLORA_PRECISION=float32 in the "
+        "environment and begin anew, or choose another model"
+    )

@@ -1,0 +1,152 @@
+"""Answering problems with a model: by likelihood, by letter, or by free-running generation.
+
+Likelihood and letter cannot fail to answer, generation can: an answer that names no choice is wrong and counted apart
+(`Scores.unanswered`). Nothing here changes the model; figures come from `evaluation.scores`.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from mmlora.encoding.answers import parse_answer, parse_lmms, parse_official
+from mmlora.encoding.prompts import asked, lmms_prompt, prompt_text, target_text
+from mmlora.encoding.sample import reply_tokens
+from mmlora.errors import MMLoraError
+from mmlora.evaluation.inference import evaluating, generate
+from mmlora.evaluation.likelihood import log_likelihoods
+from mmlora.evaluation.scores import Method, Prediction
+from mmlora.models.memory import give_back, in_parts
+from mmlora.models.vlm import VLM
+from mmlora.problems.record import LETTERS, Problem
+
+#: Where the model speaks freely: what it is asked, and which choice it then named.
+SPOKEN = {
+    "generate": (prompt_text, parse_answer),
+    "official": (prompt_text, parse_official),
+    "lmms_eval": (lmms_prompt, parse_lmms),
+}
+
+
+class EvaluationError(MMLoraError):
+    """A model or setting that cannot be scored; the message says where it failed and what to do."""
+
+
+def evaluate(
+    vlm: VLM,
+    problems: Sequence[Problem],
+    method: Method = "likelihood",
+    *,
+    batch_size: int = 16,
+    shuffle_seed: int | None = None,
+    max_new_tokens: int = 192,
+    progress: bool = True,
+) -> list[Prediction]:
+    """Answer every problem, in the given order.
+
+    - `likelihood`: the choice whose answer sentence has the highest summed log-probability after the prompt.
+    - `letter`: the choice whose letter has the highest log-probability as the next token.
+    - `generate`: greedy generation of explanation and answer, then `answers.parse_answer`.
+    - `official`: the same, for models that say letters: ScienceQA's own regular expression, and its random guess (fixed
+      here by the problem's id) where it finds nothing; warns how many were guessed.
+    - `lmms_eval`: the prompt and the parser of lmms-eval's task `scienceqa`; what is no letter is wrong.
+
+    `shuffle_seed` shows the choices in another order, fixed by the seed and the problem's id; `choice` and `scores`
+    of a `Prediction` always refer to the problem as given. Raises `EvaluationError` for an unknown method, and where
+    a score is not a number; warns where a generation was cut at `max_new_tokens`.
+    """
+    if method not in get_args(Method):
+        raise EvaluationError(f"no scoring method is called {method!r}; there are {', '.join(get_args(Method))}")
+    orders = [_order(problem, shuffle_seed) for problem in problems]
+    shown = [problem.reordered(order) for problem, order in zip(problems, orders)]
+    answers: dict[int, Prediction] = {}
+    cut, guessed = 0, 0
+
+    def answer(rows: Sequence[int]) -> tuple[list[tuple], int]:
+        batch = [shown[i] for i in rows]
+        return _speak(vlm, batch, method, max_new_tokens) if method in SPOKEN else (_choose(vlm, batch, method), 0)
+
+    with evaluating(vlm), tqdm(total=len(shown), desc=method, unit="problem", disable=not progress) as bar:
+        for rows, (found, unfinished) in in_parts(answer, _longest_first(shown), batch_size):
+            cut += unfinished
+            if method == "official":
+                guessed += sum(choice is None for choice, *_ in found)
+                found = [
+                    (_guess(shown[i]) if choice is None else choice, *rest) for (choice, *rest), i in zip(found, rows)
+                ]
+            answers |= {i: _prediction(problems[i], orders[i], *answer) for i, answer in zip(rows, found)}
+            bar.update(len(rows))
+            give_back()  # a KV cache grows by copying: each length leaves a hole behind
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
+            stacklevel=2,
+        )
+    if guessed:
+        warnings.warn(
+            f"{guessed} of {len(problems)} answers named no letter and were guessed, as the official scorer does",
+            stacklevel=2,
+        )
+    return [answers[i] for i in range(len(problems))]
+
+
+def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple[int, str, tuple[float, ...]]]:
+    """(choice, text, scores) of each problem by the likelihood of its answers or of their letters."""
+    if method == "letter":
+        texts = [list(LETTERS[: len(p.choices)]) for p in problems]
+        tokens = [
+            [reply_tokens(vlm.processor, text)[:-1] for text in options] for options in texts
+        ]  # a letter needs no end token
+    else:
+        texts = [[target_text(replace(p, answer=i), "answer") for i in range(len(p.choices))] for p in problems]
+        tokens = [[reply_tokens(vlm.processor, text) for text in options] for options in texts]
+    found = []
+    for problem, options, scores in zip(problems, texts, log_likelihoods(vlm, [asked(p) for p in problems], tokens)):
+        if not np.isfinite(scores).all():
+            raise EvaluationError(f"problem {problem.id}: the model's scores are not finite; load it in float32")
+        best = int(np.argmax(scores))
+        found.append((best, options[best], tuple(scores)))
+    return found
+
+
+def _speak(vlm: VLM, problems: Sequence[Problem], method: Method, max_new_tokens: int) -> tuple[list[tuple], int]:
+    """(choice or None, text, no scores) of each problem by what the model says, and how many answers were cut."""
+    prompt, parse = SPOKEN[method]
+    texts, unfinished = generate(vlm, [asked(p, prompt) for p in problems], max_new_tokens)
+    return [(parse(text, p.choices), text, ()) for text, p in zip(texts, problems)], unfinished
+
+
+def _guess(problem: Problem) -> int:
+    return random.Random(f"guess {problem.id}").randrange(len(problem.choices))
+
+
+def _prediction(
+    problem: Problem, order: list[int], shown_choice: int | None, text: str, scores: Sequence[float]
+) -> Prediction:
+    """An answer to the reordered problem, said about the problem as given."""
+    choice = None if shown_choice is None else order[shown_choice]
+    back = tuple(scores[order.index(i)] for i in range(len(scores)))
+    return Prediction(problem.id, choice, choice == problem.answer, text, back)
+
+
+def _order(problem: Problem, seed: int | None) -> list[int]:
+    order = list(range(len(problem.choices)))
+    if seed is not None:
+        random.Random(f"{seed} {problem.id}").shuffle(order)
+    return order
+
+
+def _longest_first(problems: Sequence[Problem]) -> list[int]:
+    """Indices so that neighbours are of like length: memory that suffices at the start suffices to the end."""
+
+    def length(i: int) -> tuple[bool, int]:
+        p = problems[i]
+        return p.image is not None, len(p.question) + len(p.hint) + sum(map(len, p.choices))
+
+    return sorted(range(len(problems)), key=length, reverse=True)

@@ -1,0 +1,205 @@
+"""A run, step by step: load, baselines, attach, cache, fit, score, explain.
+
+Notebook 04 goes through the steps one cell at a time, `run` takes them all; both leave the same files in the folder.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+
+from mmlora.adapters.files import load_vlm, save_adapter
+from mmlora.adapters.lora import attach, detach
+from mmlora.adapters.towers import tower_of, towers
+from mmlora.budget import Budget
+from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.prompts import taught
+from mmlora.encoding.samples import Samples
+from mmlora.evaluation.answering import SPOKEN, evaluate
+from mmlora.evaluation.controls import blanked, majority_class
+from mmlora.evaluation.occlusion import occlusion
+from mmlora.evaluation.scores import Prediction, save_predictions, score
+from mmlora.models.precision import choose
+from mmlora.models.vlm import decoder_layers
+from mmlora.problems.load import licence, load_problems
+from mmlora.problems.record import Problem
+from mmlora.reporting.examples import keep_examples
+from mmlora.reporting.record import Metrics
+from mmlora.settings import Settings
+from mmlora.training.fit import fit
+from mmlora.training.log import TrainLog
+from mmlora.training.settings import TrainingSet
+
+BASE_METHOD = "likelihood"  # an untrained model rarely says an answer, so it is asked which one it holds for likeliest
+TOGETHER = 64  # answers at a time: a small model's generation is bound by memory, not by products
+SPARE = 16  # tokens that an answer may be longer than any that was taught
+TRIAL = 64  # problems that are answered once to see how long scoring will take
+
+
+class Experiment:
+    """What a run has so far; each step adds to it and may be taken again.
+
+    `folder` receives log.jsonl, checkpoints, metrics.json, predictions and the adapter.
+    """
+
+    def __init__(self, settings: Settings, folder: str | Path, *, resume: bool = False):
+        choose(settings.precision)
+        self.settings, self.folder, self.resume = settings, Path(folder).absolute(), resume
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.budget, self.trained_before = Budget(settings.minutes), False
+
+    def run(self) -> Metrics:
+        """All steps, one after the other."""
+        self.load()
+        self.baselines()
+        self.attach()
+        self.cache()
+        self.fit()
+        metrics = self.score()
+        self.explain()
+        return metrics
+
+    def load(self) -> None:
+        """The problems and the model: `train`, `test`, `vlm`."""
+        chosen, budget = self.settings, self.budget
+        with budget.watch("data"):
+            sizes = chosen.train_problems or budget.train_problems, chosen.test_problems or budget.test_problems
+            self.train, self.test = (
+                load_problems(chosen.data, split, size, missing_images=chosen.missing_images)
+                for split, size in zip(("train", chosen.split), sizes)
+            )
+        self.vlm = load_vlm(chosen.model, side=chosen.side, revision=chosen.revision, four_bit=chosen.four_bit)
+        self.vlm.model.requires_grad_(False)
+
+    def baselines(self) -> None:
+        """What the figure will be compared with: `base`, the model before training, and `majority`, the best fixed guess."""
+        with self.budget.watch("score"):
+            self.base = score(self.test, evaluate(self.vlm, self.test, BASE_METHOD))
+        self.majority = score(self.test, majority_class(self.test, self.train))
+
+    def attach(self) -> None:
+        """A fresh adapter on the base: `learner`. Prints where it went."""
+        chosen, base = self.settings, detach(self.vlm.model)
+        depth = len(decoder_layers(base))
+        first = depth // 2 if chosen.first_layer is None else chosen.first_layer
+        targets = "all-linear" if chosen.targets == ("all-linear",) else chosen.targets
+        self.model = attach(
+            base, rank=chosen.rank, alpha=chosen.alpha, layers=range(first, depth), targets=targets, within=chosen.towers,
+            seed=chosen.seed,
+        )  # fmt: skip
+        if chosen.train_connector:
+            for name, parameter in self.model.named_parameters():
+                if tower_of(name) == "connector":
+                    parameter.requires_grad_(True)
+            print(towers(self.model))
+        self.learner = self.vlm.with_model(self.model)
+
+    def cache(self) -> None:
+        """The training set: `samples`, with everything below the adapter computed once where that is possible."""
+        self.taught = [taught(problem, self.settings.format) for problem in self.train]
+        samples = Samples(self.vlm, self.taught)
+        only_language = self.settings.towers == ("language",) and not self.settings.train_connector
+        with self.budget.watch("cache"):
+            self.samples: TrainingSet = (
+                PrefixCache.build(self.model, samples, self.folder / "cache") if only_language else samples
+            )
+
+    def reserve(self) -> float:
+        """Minutes that scoring will take after training, from a timed trial, and a tenth more."""
+        trial = self.test[:: max(1, len(self.test) // TRIAL)][:TRIAL]
+        with self.budget.watch("score"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the untrained model rambles until it is cut
+            began = perf_counter()
+            tokens = self.reply_lengths()[9 * len(self.taught) // 10]
+            evaluate(self.learner, trial, self.settings.method, batch_size=TRIAL, max_new_tokens=tokens, progress=False)
+            minutes = (perf_counter() - began) / 60
+        return 1.1 * minutes * (len(self.test) + len(blanked(self.test))) / len(trial)
+
+    def fit(self) -> TrainLog:
+        """Train for what the budget leaves: `log`. Taken again, it begins anew and keeps the earlier training aside."""
+        if self.trained_before:
+            self._put_aside()
+            self.attach()
+        chosen, self.trained_before = self.settings, True
+        free = chosen.steps is not None or chosen.train_minutes is not None
+        minutes = chosen.train_minutes or (0.0 if free else self.budget.training_minutes(self.reserve()))
+        with self.budget.watch("train"):
+            self.log = fit(self.model, self.samples, chosen.training(minutes), self.folder, resume=self.resume)
+        self.budget.add("train", self.log.seconds_before / 60)  # what a session before this one spent
+        return self.log
+
+    def score(self) -> Metrics:
+        """Answer the test problems with and without looking, and write everything down at once: `scores`, `blank`."""
+        unseen = blanked(self.test)
+        with self.budget.watch("score"):
+            self.predictions, self.blank_predictions = self._answer(self.test), self._answer(unseen)
+        self.scores, self.blank = score(self.test, self.predictions), score(unseen, self.blank_predictions)
+        metrics = self._metrics()
+        metrics.save(self.folder / "metrics.json")
+        save_predictions(self.predictions, self.folder / "predictions.jsonl")
+        save_predictions(self.blank_predictions, self.folder / "blank_predictions.jsonl")
+        keep_examples(self.folder, self.test, self.predictions)
+        self._save_adapter()
+        return metrics
+
+    def explain(self, count: int = 2) -> list[tuple[Problem, Prediction]]:
+        """Occlusion maps of a few problems with a picture, kept beside wrong answers for the report: `maps` by id."""
+        seen = [(p, q) for p, q in zip(self.test, self.predictions) if p.image is not None]
+        chosen = seen[:: max(1, len(seen) // (count + 1))][:count]
+        self.maps = {problem.id: occlusion(self.learner, problem, said) for problem, said in chosen}
+        keep_examples(self.folder, self.test, self.predictions, self.maps)
+        return chosen
+
+    def reply_lengths(self) -> list[int]:
+        """Tokens of every reply that is taught, end token included, ascending."""
+        replies = self.vlm.processor.tokenizer([c.reply for c in self.taught], add_special_tokens=False)["input_ids"]
+        return sorted(len(tokens) + 1 for tokens in replies)
+
+    def _answer(self, problems: list[Problem]) -> list[Prediction]:
+        together = (
+            TOGETHER if self.settings.method in SPOKEN else TOGETHER // 4
+        )  # the others repeat a row for each choice
+        tokens = self.reply_lengths()[-1] + SPARE
+        return evaluate(self.learner, problems, self.settings.method, batch_size=together, max_new_tokens=tokens)
+
+    def _put_aside(self) -> None:
+        earlier = self.folder / f"training-{1 + len(list(self.folder.glob('training-*')))}"
+        earlier.mkdir()
+        for path in [*self.folder.glob("checkpoint-*"), self.folder / "log.jsonl"]:
+            if path.exists():
+                path.rename(earlier / path.name)
+        print(f"training begins anew with a fresh adapter; the earlier one is kept in {earlier}")
+
+    def _metrics(self) -> Metrics:
+        method = self.settings.method
+        return Metrics(
+            accuracy=self.scores.to_dict(),
+            base=self.base.to_dict(),
+            majority=self.majority.to_dict(),
+            blank_image=self.blank.to_dict(),
+            scored_by={"accuracy": method, "base": BASE_METHOD, "majority": "fixed guess", "blank_image": method},
+            n_test=len(self.test),
+            minutes=self.budget.to_dict(),
+            samples_per_second=round(self.log.samples_per_second, 2),
+            samples_seen=self.log.samples_seen,
+            trainable_parameters=towers(self.model).trainable,
+            model=self.vlm.name,
+            base_model=asdict(self.vlm.base),
+            data=f"{self.settings.data} {len(self.train)}/{len(self.test)}",
+            seed=self.settings.seed,
+            settings=self.settings.to_dict(),
+        )
+
+    def _save_adapter(self) -> None:
+        facts = {
+            "task": f"ScienceQA-style multiple choice ({self.settings.data})",
+            "accuracy": f"{self.scores.accuracy} %, 95 % interval {self.scores.ci95}, of {self.scores.n} problems",
+            "base model's accuracy": f"{self.base.accuracy} %, by {BASE_METHOD}",
+            "samples seen": self.log.samples_seen,
+        }
+        save_adapter(
+            self.model, self.folder / "adapter", facts, processor=self.vlm.processor,
+            data_licence=licence(self.settings.data, self.train),
+        )  # fmt: skip

@@ -1,0 +1,98 @@
+"""`mmlora run`: notebook 04 executed from start to end, and the report of what it leaves behind."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmlora.errors import MMLoraError
+from mmlora.paths import NOTEBOOKS, RUNS
+from mmlora.settings import Settings
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+NOTEBOOK = "04_one_hour_run.ipynb"
+
+
+class RunError(MMLoraError):
+    """A run that cannot start or did not finish; the message says where its parts are."""
+
+
+def run(settings: Settings, *, out: Path | str | None = None, resume: bool = False) -> Path:
+    """Execute notebook 04 into `out` (default `runs/<date>`) and write the report; returns the folder.
+
+    Raises `RunError` when the folder is taken, has nothing to resume, a cell failed, or the notebooks' packages are not
+    installed.
+    """
+    try:
+        import nbformat
+        import papermill
+    except ImportError as error:
+        raise RunError(f"{error.name} is not installed; run: python -m pip install 'mmlora[notebook]'") from error
+    from mmlora.reporting.page import html_report
+    from mmlora.reporting.tables import headline
+
+    folder = Path(out).resolve() if out else RUNS / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    _check(folder, resume)
+    executed = folder / NOTEBOOK
+    model, data = (str(Path(n).resolve()) if Path(n).exists() else n for n in (settings.model, settings.data))
+    changes = replace(settings, model=model, data=data).changes()
+    print(f"a run of {settings.minutes:g} minutes; its parts arrive in {folder}\n", flush=True)
+    try:
+        papermill.execute_notebook(
+            NOTEBOOKS / NOTEBOOK,
+            executed,
+            progress_bar=False,
+            kernel_name="python3",
+            parameters={"CHANGES": changes, "OUT": str(folder), "RESUME": resume},
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise RunError(
+            f"the run stopped in cell {error.exec_count} with {error.ename}: {error.evalue} The notebook so far is "
+            f"{executed}; when the cause is mended, go on with: {settings.command()} --out {folder} --resume"
+        ) from error
+    nbformat.write(tidied(nbformat.read(executed, as_version=4)), executed)
+    shutil.rmtree(folder / "cache", ignore_errors=True)  # hundreds of megabytes that can be made anew in minutes
+    report = html_report(folder)
+    print(
+        f"\n{headline(folder)}\n\nnotebook  {executed}\nreport    {report}\nmetrics   {folder / 'metrics.json'}\n"
+        f"adapter   {folder / 'adapter'}"
+    )
+    return folder
+
+
+def _check(folder: Path, resume: bool) -> None:
+    """Raise `RunError` for a folder that cannot be a run's; make it where it is not there."""
+    if resume and not folder.is_dir():
+        raise RunError(f"{folder} does not exist, so there is nothing to resume; leave --resume out to start there")
+    if folder.is_file():
+        raise RunError(f"{folder} is a file; name a folder for the run")
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty; choose another folder, or go on with the run in it: --resume")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def tidied(notebook: NotebookNode) -> NotebookNode:
+    """The notebook with what the screen showed in the end: progress bars redraw a line after a carriage return."""
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})  # a redraw may be an output of its own
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = "\n".join(_shown(line) for line in output.text.split("\n"))
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
+    return notebook
+
+
+def _shown(line: str) -> str:
+    """What a terminal shows of a line in the end: a bar that was wiped out leaves nothing."""
+    return line.rstrip("\r").rsplit("\r", 1)[-1].rstrip()

@@ -1,0 +1,83 @@
+"""Which weights an adapter stands on: recognised by what is stored, however it was loaded.
+
+The same files give the same `Base` in float32, bfloat16, float16 or four bits. An adapter names its base by it, a cache
+and a checkpoint are tied to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mmlora.files import sha256_of_all
+
+FILE = (
+    "base.json"  # beside weights that were put together here, whose files may differ between machines in a last digit
+)
+UNKNOWN_LICENCE = "other"  # the hub's word for a licence that it cannot name
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model as it was published: `name` is its hub id, a guest's name or its folder, `revision` the hub's commit.
+
+    `licence` is the hub's name for it, "other" where nobody said. `weights` is a hash of the stored weights.
+    """
+
+    name: str
+    revision: str | None
+    licence: str
+    weights: str
+
+
+def weights_hash(digests: list[str]) -> str:
+    """One hash for all weights files, from the SHA-256 of each in the order of their names."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def of_folder(folder: Path) -> Base:
+    """The base in a folder that `save_pretrained` wrote: by its own record, or else by its files."""
+    if (folder / FILE).is_file():
+        return Base(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+    files = sorted(folder.glob("*.safetensors"))
+    return Base(str(folder.absolute()), None, UNKNOWN_LICENCE, sha256_of_all(files))
+
+
+def write(base: Base, folder: Path) -> None:
+    """Keep the record beside the weights."""
+    (folder / FILE).write_text(json.dumps(asdict(base), indent=1) + "\n", encoding="utf-8")
+
+
+def mark(model: nn.Module, base: Base) -> None:
+    """Let `base_of` and peft's own files name this base."""
+    model.mmlora_base = base
+    model.name_or_path = model.config.name_or_path = base.name
+
+
+def base_of(model: nn.Module) -> Base:
+    """The base of a loaded model, adapted or not; one that was made by hand is told by its values."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = getattr(inner, "mmlora_base", None)
+    return found or Base(type(inner).__name__, None, UNKNOWN_LICENCE, f"values {_values_hash(model)}")
+
+
+def stored_as(model: nn.Module) -> str:
+    """What frozen weights are held in here: "float32", "bfloat16", "float16" or "nf4"."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "nf4" if getattr(inner, "is_loaded_in_4bit", False) else str(inner.dtype).removeprefix("torch.")
+
+
+def _values_hash(model: nn.Module) -> str:
+    """All names and shapes, and 64 values of each tensor as bfloat16, under any adapter."""
+    digest = hashlib.sha256()
+    named = ((n.removeprefix("base_model.model.").replace(".base_layer.", "."), p) for n, p in model.named_parameters())
+    for name, parameter in sorted((n, p) for n, p in named if ".lora_" not in n):
+        values = parameter.detach().flatten()
+        values = values[:: max(1, values.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode() + values.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""How this process keeps memory: freed blocks stay with it for the next step, and go back to the system after a phase;
+and what does not fit is taken in smaller parts.
+
+Every large tensor is a fresh block from the system, which clears it page by page before the first use. For a small model
+on a CPU that costs more than some of the layers. But blocks kept from one phase do not fit the next one's sizes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from tqdm import tqdm
+
+from mmlora.errors import MMLoraError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # names of glibc's malloc.h
+
+
+class OutOfMemory(MMLoraError):
+    """A single sample that does not fit; the message says what to do."""
+
+
+def in_parts(
+    compute: Callable[[Sequence[Item]], Result], items: Sequence[Item], size: int
+) -> Iterator[tuple[Sequence[Item], Result]]:
+    """`size` items at a time, in order, with what `compute` makes of them; after running out of memory, half as many.
+
+    Raises `OutOfMemory` when a single item does not fit.
+    """
+    at = 0
+    while at < len(items):
+        part = items[at : at + size]
+        try:
+            result = compute(part)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if len(part) == 1:
+                raise OutOfMemory(
+                    "a single sample does not fit in memory; give load_vlm a smaller side, or choose a smaller model"
+                ) from error
+            size = -(-len(part) // 2)
+        else:
+            yield part, result
+            at += len(part)
+            continue
+        clear_device_cache(garbage_collection=True)  # only here has the error let go of what it held
+        tqdm.write(f"out of memory: from now on {size} samples at a time")
+
+
+@lru_cache(maxsize=1)
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is the GNU one."""
+    try:
+        library = ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
+        return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+    except OSError:  # musl
+        return None
+
+
+def reuse_blocks() -> bool:
+    """Let glibc keep and reuse large freed blocks from now on; False where the C library is another one."""
+    library = _glibc()
+    return library is not None and bool(library.mallopt(MMAP_MAX, 0) and library.mallopt(TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back() -> None:
+    """Return what is freed and kept to the system: at the end of a phase, whose sizes the next one does not share."""
+    if _glibc() is not None:
+        _glibc().malloc_trim(0)

@@ -1,0 +1,41 @@
+"""How large a model sees pictures: the one setting that decides how many visual tokens, and so how much memory, they take."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from mmlora.errors import MMLoraError
+
+
+class ResolutionError(MMLoraError, ValueError):
+    """A size that this model's processor cannot be given; the message says which sizes it has."""
+
+
+def set_side(processor, side: int) -> None:
+    """Let `processor` shrink or enlarge pictures to about `side` pixels a side.
+
+    SmolVLM takes the longer side and cuts what exceeds a tile into tiles; Qwen's models bound the area, here to `side`
+    squared. Raises `ResolutionError` for the models that read one size only.
+    """
+    pictures = processor.image_processor
+    size = {name: value for name, value in dict(pictures.size).items() if value}
+    if "height" in size or getattr(pictures, "do_center_crop", False):
+        fixed = size if "height" in size else dict(pictures.crop_size)
+        raise ResolutionError(
+            f"this model reads pictures at {fixed['width']} x {fixed['height']} pixels only; leave the side "
+            "out, or choose a SmolVLM or Qwen model"
+        )
+    if hasattr(pictures, "max_image_size"):
+        changed = {"longest_edge": side}
+    else:
+        changed = {"shortest_edge": min(size["shortest_edge"], side**2), "longest_edge": side**2}
+    pictures.size = type(pictures.size)(**changed)
+
+
+def visual_tokens(processor, width: int = 512, height: int = 384) -> int:
+    """How many tokens a picture of this size takes, counted by letting the processor write them."""
+    if processor.image_token is None:
+        return 0
+    picture = Image.new("RGB", (width, height), (128, 128, 128))
+    ids = processor(images=[picture], text=[processor.image_token], return_tensors="pt")["input_ids"]
+    return int((ids == processor.image_token_id).sum())

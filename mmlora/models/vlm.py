@@ -1,0 +1,140 @@
+"""A vision-language model with its processor, loaded by name: `load_base`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mmlora import guests
+from mmlora.errors import MMLoraError
+from mmlora.models import base as bases
+from mmlora.models import catalog, hub
+from mmlora.models.base import Base
+from mmlora.models.memory import reuse_blocks
+from mmlora.models.precision import device, nf4, weights_dtype
+from mmlora.models.resolution import set_side, visual_tokens
+
+
+class UnknownModel(MMLoraError):
+    """No model has this name; the message lists the nearest ones."""
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A vision-language model, adapted or not, and the processor that feeds it."""
+
+    name: str
+    model: PreTrainedModel
+    processor: Any  # transformers' own, of whatever class the architecture has
+
+    @property
+    def base(self) -> Base:
+        """Which published weights these are."""
+        return bases.base_of(self.model)
+
+    def with_model(self, model: nn.Module) -> VLM:
+        """The same name and processor with another model: the adapted one, the merged one."""
+        return replace(self, model=model)
+
+
+class TextProcessor:
+    """A language model's tokenizer in a processor's place: the baseline that sees no picture."""
+
+    image_token = image_token_id = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer, self.chat_template = tokenizer, tokenizer.chat_template
+
+    def apply_chat_template(self, messages: list[dict], **options: Any) -> str:
+        flat = [{**m, "content": "".join(part.get("text", "") for part in m["content"])} for m in messages]
+        return self.tokenizer.apply_chat_template(flat, tokenize=False, **options)
+
+    def __call__(self, images: None = None, text: list[str] | None = None, return_tensors: str = "pt") -> BatchFeature:
+        return BatchFeature(dict(self.tokenizer(text, return_tensors=return_tensors)))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> TextProcessor:
+        return cls(AutoTokenizer.from_pretrained(folder))
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PeftModel, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers, wherever the architecture keeps them."""
+    return base_model(model).get_decoder().layers
+
+
+def load_base(name: str | Path, *, side: int | None = None, revision: str | None = None, four_bit: bool = False) -> VLM:
+    """Load a model by its short name (`models.catalog`), its hub id, or from a folder that `save_pretrained` wrote.
+
+    It comes in evaluation mode, on the best device here, in the precision that suits it. `side` bounds the size of
+    pictures in pixels (`models.resolution`), `revision` is a commit or tag on the hub, `four_bit` keeps frozen weights
+    in NF4 (QLoRA, arXiv 2305.14314).
+    Raises `UnknownModel` (with the nearest names), `HubError`, `ResolutionError`, `PrecisionError`, and what a guest
+    raises whose weights cannot be had.
+    """
+    name = str(name)
+    entry, (folder, base) = catalog.find(name), _locate(name, revision)
+    register(folder)
+    reuse_blocks()
+    sees = type(AutoConfig.from_pretrained(folder)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    placed = {"quantization_config": nf4(), "device_map": {"": device()}} if four_bit else {}
+    model = kind.from_pretrained(folder, dtype=weights_dtype(), use_safetensors=True, **placed)
+    if not four_bit:
+        model = model.to(device())
+    bases.mark(model, base)
+    processor = (AutoProcessor if sees else TextProcessor).from_pretrained(folder)
+    if side is not None:
+        set_side(processor, side)
+        print(f"a picture of 512 x 384 pixels takes {visual_tokens(processor)} tokens")
+    elif entry and entry.size:
+        processor.image_processor.size = type(processor.image_processor.size)(**entry.size)
+    return VLM(name, model.eval(), processor)
+
+
+def register(folder: Path) -> None:
+    """Let transformers know the guest whose architecture lies in this folder, if it is one's."""
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    if guest := guests.guest("models", kind):
+        guest.register()
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, Base]:
+    """Where the model's files are, fetched if need be, and which base they are."""
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder, bases.of_folder(folder)
+    if guest := guests.guest("models", name.lower()):
+        folder = guest.folder()
+        return folder, bases.of_folder(folder)
+    entry = catalog.find(name)
+    if entry or (guests.HUB_ID.fullmatch(name) and not folder.exists()):
+        snapshot = hub.download(entry.repo if entry else name, revision)
+        return snapshot.path, Base(snapshot.repo, snapshot.revision, snapshot.licence, snapshot.weights)
+    near = " or ".join(map(repr, catalog.nearest(name)))
+    raise UnknownModel(
+        f"no model is called {name!r}{f' (did you mean {near}?)' if near else ''}; give a short name from the README's "
+        "table, a hub id (owner/name) or a folder that save_pretrained wrote"
+    )

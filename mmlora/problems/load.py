@@ -1,0 +1,139 @@
+"""Problems by the name of where they are: a guest such as MiniSQA, the hub, the official files, your own folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+from huggingface_hub import constants, list_repo_files, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from mmlora import guests
+from mmlora.problems import folder, official, parquet
+from mmlora.problems.record import Problem
+from mmlora.problems.rows import DataError, MissingImages
+
+SCIENCEQA_LICENCE = "cc-by-nc-sa-4.0"  # the authors' own; the hub's card says otherwise
+UNKNOWN_LICENCE = "other"  # what the hub calls a licence that it cannot name
+
+
+def load_problems(
+    data: str | Path = "minisqa",
+    split: str = "test",
+    limit: int | None = None,
+    *,
+    missing_images: MissingImages = "error",
+) -> list[Problem]:
+    """The first `limit` (default all) problems of a split, from any of these places:
+
+    - a guest's name, as `"minisqa"`, which is drawn first if need be, as many problems as asked for
+    - `"owner/name"`, a data set of the hub with ScienceQA's fields, as `"derek-thomas/ScienceQA"`; kept in the hub's
+      own cache, so that HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they always mean
+    - a folder in ScienceQA's official layout (see `problems.official`)
+    - a folder with parquet files, `<split>.parquet` or `<split>-*.parquet`; or one parquet file, read whole
+    - your own folder of pictures with a JSONL or CSV file (see `problems.folder`)
+
+    A problem without an id is called `<split>-<row>`. Pictures are checked now and decoded when they are first used.
+    Pictures that an official or own folder lacks are counted and listed in an error, or with
+    `missing_images="text-only"` in a line of output. Raises `DataError`: one sentence with the file and the row.
+    """
+    if missing_images not in get_args(MissingImages):
+        raise DataError(f'missing_images is {missing_images!r}; it can be "error" or "text-only"')
+    problems = list(islice(_read(data, split, limit, missing_images), limit))
+    if not problems and limit != 0:
+        raise DataError(f"{data} has no problem in the split {split!r}")
+    for name, times in Counter(problem.id for problem in problems).most_common(1):
+        if times > 1:
+            raise DataError(f"{data} has {times} problems called {name!r} in the split {split!r}; make ids unique")
+    if licence(data, problems) == SCIENCEQA_LICENCE:
+        _say_licence()
+    return problems
+
+
+def licence(data: str | Path, problems: Sequence[Problem]) -> str:
+    """The licence of these problems by the hub's name for it; "other" where nobody said."""
+    if isinstance(data, str) and (guest := guests.guest("problems", data)):
+        return guest.LICENCE
+    path = Path(data).expanduser()
+    official_files = (path / "problems.json").is_file()
+    if official_files and all(problem.id.isdigit() for problem in problems):  # ScienceQA's own ids are numbers
+        return SCIENCEQA_LICENCE
+    on_hub = not path.exists() and "scienceqa" in str(data).lower()
+    return SCIENCEQA_LICENCE if on_hub else UNKNOWN_LICENCE
+
+
+def _read(data: str | Path, split: str, limit: int | None, missing_images: MissingImages) -> Iterable[Problem]:
+    if isinstance(data, str) and (guest := guests.guest("problems", data)):
+        return guest.load(split, limit)
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return _in_folder(path, split, limit, missing_images)
+    if path.suffix == ".parquet" and path.is_file():
+        return parquet.read([path], split)
+    if isinstance(data, str) and guests.HUB_ID.fullmatch(data) and not path.exists():
+        return parquet.read(_download(data, split), split)
+    raise DataError(f"{data} is no source of problems; give {_kinds()}")
+
+
+def _kinds() -> str:
+    named = ", ".join(f'"{name}"' for name in guests.names("problems"))
+    return (f'{named}, a data set of the hub such as "derek-thomas/ScienceQA", a parquet file, or a folder with '
+            "<split>.parquet, problems.json, <split>.jsonl or <split>.csv")  # fmt: skip
+
+
+def _in_folder(path: Path, split: str, limit: int | None, missing_images: MissingImages) -> Iterable[Problem]:
+    files = [file for file in [path / "problems.json"] if file.is_file()]
+    tables, lists = parquet.find(path, split), folder.find(path, split)
+    kinds = [each[0].name for each in (files, tables, lists) if each]
+    if len(kinds) > 1:
+        raise DataError(f"{path} has both {kinds[0]} and {kinds[1]} for the split {split!r}; move one elsewhere")
+    if tables:
+        return parquet.read(tables, split)
+    if lists:
+        return folder.read(lists[0], split, limit, missing_images)
+    if not files:
+        there = sorted(each.name for each in path.iterdir() if each.suffix in (".parquet", ".jsonl", ".csv"))
+        there = ", ".join(there) or "other files"
+        raise DataError(f"{path} has no problems of the split {split!r}, only {there}; give {_kinds()}")
+    return official.read(path, split, limit, missing_images)
+
+
+@cache
+def _say_licence() -> None:
+    """Once in a process."""
+    print(
+        "ScienceQA is licensed CC BY-NC-SA 4.0: not for commercial use; name its authors, Lu et al. 2022 (arXiv "
+        "2209.09513), and share what you make of it alike (github.com/lupantech/ScienceQA)"
+    )
+
+
+def _download(name: str, split: str) -> list[Path]:
+    """The parquet files of a split of a data set of the hub, fetched into the hub's cache at the first call."""
+    hub = constants.ENDPOINT
+    try:
+        patterns = [f"{below}{split}{end}.parquet" for below in ("", "*/") for end in ("", "-*")]
+        paths = parquet.find(Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns)), split)
+        if not paths:
+            there = [file for file in list_repo_files(name, repo_type="dataset") if file.endswith(".parquet")]
+            there = ", ".join(there) or "other kinds of files"
+            raise DataError(f"{name} on {hub} has no {split}-*.parquet, only {there}")
+        return paths
+    except GatedRepoError as error:
+        raise DataError(f"{name} is gated: ask for access at {hub}/datasets/{name}, then run: hf auth login") from error
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"there is no folder {name} here, and {hub} has no data set of that name that you may read; "
+            "ScienceQA is derek-thomas/ScienceQA"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached"
+        raise DataError(
+            f"{name} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}, and {state}; load it "
+            'once with a network, set HF_ENDPOINT to a mirror, or take "minisqa"'
+        ) from error
+    except (OSError, ValueError, HTTPError) as error:
+        raise DataError(f"{name} cannot be had from {hub}: {error}") from error

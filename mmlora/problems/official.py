@@ -1,0 +1,101 @@
+"""ScienceQA's official layout (github.com/lupantech/ScienceQA): JSON files, and a folder of pictures.
+
+    problems.json                         id -> question, choices, answer, hint, image, task, grade, …, split
+    pid_splits.json                       split -> ids; train, val, test, trainval, minitrain, minival, minitest
+    images/<split>/<id>/image.png         or the same without images/
+    captions.json                         {"captions": {id: text}} or {id: text}; optional
+
+The official repository keeps captions.json one folder above the others: copy it down to have captions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from mmlora.problems.record import Problem, ProblemError
+from mmlora.problems.rows import DataError, MissingImages, inside, to_problem, to_row, without_missing, writing
+
+NAMES = {"validation": "val"}  # our split's official name
+PICTURE = "image.png"
+
+
+def read(folder: Path, split: str, limit: int | None = None, missing_images: MissingImages = "error") -> list[Problem]:
+    """The first `limit` (default all) problems of a split, in the order of pid_splits.json.
+
+    A missing picture is an error, or with `missing_images="text-only"` a problem without one. Raises `DataError`.
+    """
+    problems, splits = _json(folder / "problems.json"), _json(folder / "pid_splits.json")
+    name = split if split in splits else NAMES.get(split)
+    if name not in splits:
+        raise DataError(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
+    captions = _json(folder / "captions.json") if (folder / "captions.json").exists() else {}
+    captions = captions.get("captions", captions)
+    rows = [_row(folder, problems, str(pid), captions) for pid in islice(splits[name], limit)]
+    try:
+        return [to_problem(row) for row in without_missing(rows, folder, missing_images)]
+    except ProblemError as error:
+        raise DataError(f"{folder / 'problems.json'}: {error}; mend it or get the files anew") from error
+
+
+def write(problems: dict[str, Iterable[Problem]], folder: str | Path) -> Path:
+    """Export each split's problems to a new folder in the official layout, and return it.
+
+    Raises `DataError` where the folder holds a data set already, an id is there twice or cannot name a folder, or the
+    disk is full. The JSON files come last, so that an export that broke off is not read as a whole one.
+    """
+    folder = Path(folder)
+    if (folder / "problems.json").exists():
+        raise DataError(f"{folder} holds a data set already; name another folder")
+    records, splits, captions = {}, {}, {}
+    for split, each in problems.items():
+        split = NAMES.get(split, split)
+        splits[split] = []
+        for problem in each:
+            row = to_row(problem)
+            pid, image, caption = row.pop("id"), row.pop("image"), row.pop("caption")
+            if pid in records or pid in ("", "..") or Path(pid).name != pid:
+                raise DataError(f"problem {pid}: {'is there twice' if pid in records else 'its id names no folder'}")
+            if image:
+                path = folder / "images" / split / pid / PICTURE
+                with writing(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(image)
+            records[pid] = {**row, "image": PICTURE if image else None, "split": split}
+            splits[split].append(pid)
+            captions |= {pid: caption} if caption else {}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (("captions", {"captions": captions}), ("pid_splits", splits), ("problems", records)):
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return folder
+
+
+def _row(folder: Path, problems: dict, pid: str, captions: dict) -> dict:
+    if pid not in problems:
+        raise DataError(f"{folder / 'problems.json'} has no problem {pid}, which pid_splits.json names; get both anew")
+    row = problems[pid]
+    try:
+        image = row.get("image") and _path(folder, Path(row["split"], pid, row["image"]))
+    except ValueError as error:
+        raise DataError(f"{folder / 'problems.json'}: problem {pid}: {error}") from error
+    return {**row, "id": pid, "image": image or None, "caption": captions.get(pid), "where": f"problem {pid}"}
+
+
+def _path(folder: Path, below: Path) -> Path:
+    bare = inside(folder, below)
+    return bare if bare.exists() else inside(folder, Path("images", below))
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing; ScienceQA's official layout needs it") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); get it anew") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no JSON object; get it anew")
+    return content

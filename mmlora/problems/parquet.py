@@ -1,0 +1,94 @@
+"""Problems in parquet files with ScienceQA's schema, as MiniSQA's files and the hub's data sets are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, Sequence, Value
+
+from mmlora.problems.record import Problem, ProblemError
+from mmlora.problems.rows import DataError, to_problem, to_row, writing
+
+#: The 13 fields of derek-thomas/ScienceQA, in its order and with its types, and two more: `id` and `caption`.
+FEATURES = Features({
+    "image": Image(), "question": Value("string"), "choices": Sequence(Value("string")), "answer": Value("int8"),
+    **{name: Value("string") for name in ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture",
+                                          "solution", "id", "caption")},
+})  # fmt: skip
+ROWS = 100  # a row group: the rows (about 6 MB) that are held in memory while a file is written or read
+
+
+def find(folder: Path, split: str) -> list[Path]:
+    """`<split>.parquet` and `<split>-*.parquet` in the folder, or else in the one folder inside that has some.
+
+    That is how the hub names and places them. Raises `DataError` where two folders inside have some.
+    """
+    for below in ("", "*/"):
+        paths = sorted({*folder.glob(f"{below}{split}.parquet"), *folder.glob(f"{below}{split}-*.parquet")})
+        if paths:
+            break
+    if len(parents := sorted({str(path.parent) for path in paths})) > 1:
+        raise DataError(f"{folder} has several tables of the split {split}; give one of {', '.join(parents)}")
+    return paths
+
+
+def read(paths: Iterable[Path], split: str) -> Iterator[Problem]:
+    """Yield the problems of one split's files; a row without an id is called `<split>-<row>`.
+
+    Pictures are checked here but decoded at their first use, so that 4,000 problems load in seconds. Raises
+    `DataError`, which names the file and the row.
+    """
+    number = 0
+    for path in paths:
+        for row in _rows(path):
+            name = row.get("id") or f"{split}-{number}"
+            image = row["image"]
+            if isinstance(image, dict):  # an absent file is no absent picture
+                image = image["bytes"] or b""
+            try:
+                yield to_problem({**row, "id": name, "image": image})
+            except ProblemError as error:
+                raise DataError(f"{path}: {error}; mend it or get the file anew") from error
+            number += 1
+
+
+def write(path: Path, problems: Iterable[Problem]) -> None:
+    """Stream `problems` to a file beside `path` and rename it when it is whole. Raises `DataError`."""
+    aside, schema = path.with_suffix(f".{os.getpid()}.part"), FEATURES.arrow_schema
+    problems, rows = iter(problems), True
+    try:
+        with writing(path):
+            writer = pq.ParquetWriter(aside, schema)
+        with closing(writer):  # also after an error: Windows cannot delete an open file, and would hide the cause
+            while rows:
+                rows = [_stored(problem) for problem in islice(problems, ROWS)]
+                with writing(path):
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            with writing(path):
+                writer.close()  # writes the footer: a full disk may only show here
+        with writing(path):
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _stored(problem: Problem) -> dict:
+    row = to_row(problem)
+    return {**row, "image": row["image"] and {"bytes": row["image"], "path": f"{problem.id}.png"}}
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False)  # or else the whole file is held twice
+        if missing := [name for name in FEATURES if name not in (*file.schema_arrow.names, "id", "caption")]:
+            raise DataError(f"{path} has no column {', '.join(missing)}; it needs ScienceQA's 13 fields")
+        for batch in file.iter_batches(ROWS):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet ({error}); delete it and get it anew") from error

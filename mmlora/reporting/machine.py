@@ -1,0 +1,111 @@
+"""Where a figure was taken: machine, versions, commit, memory. torch is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from mmlora.paths import IN_CHECKOUT, PACKAGE
+
+PACKAGES = (
+    "mmlora",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "timm",
+    "datasets",
+    "numpy",
+    "pillow",
+)
+GB = 1e9
+
+
+def versions() -> dict[str, str | None]:
+    """Python and the packages that decide a result; None where one is not installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def machine() -> dict:
+    """The machine in words: system, cpu, cores this process may use, memory_gb, gpu (None without one), precision."""
+    import psutil
+    import torch
+
+    from mmlora.models.precision import products
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if gpu is None and torch.backends.mps.is_available():
+        gpu = "Apple GPU (MPS)"
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "memory_gb": round(psutil.virtual_memory().total / GB, 1),
+        "gpu": gpu,
+        "precision": products(),
+    }
+
+
+def _cpu_name() -> str:
+    if Path("/proc/cpuinfo").is_file():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    if sys.platform == "darwin":
+        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        if done.stdout.strip():
+            return done.stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state() -> dict:
+    """`commit` that mmlora's own code came from and whether files differ from it; None where nobody can tell.
+
+    A package inside somebody else's repository says nothing of that one; installed from a repository's address, it
+    knows its commit from pip.
+    """
+    if not IN_CHECKOUT:
+        origin = json.loads(metadata.distribution("mmlora").read_text("direct_url.json") or "{}")
+        commit = origin.get("vcs_info", {}).get("commit_id")
+        return {"commit": commit, "dirty": None if commit is None else False}
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != PACKAGE.parent:
+        return {"commit": None, "dirty": None}
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held so far, in GB: of the GPU if it was used, else resident."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_reserved():
+        return round(torch.cuda.max_memory_reserved() / GB, 2)
+    if sys.platform == "win32":
+        import psutil
+
+        return round(psutil.Process().memory_info().peak_wset / GB, 2)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB, 2)

@@ -1,0 +1,93 @@
+"""What a run leaves behind in figures: `metrics.json`, and each file in `results/` the same.
+
+A figure without its machine, versions, seed and commit is an anecdote, so a record that lacks one is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mmlora.errors import MMLoraError
+from mmlora.files import write_whole
+from mmlora.problems.record import CATEGORIES
+from mmlora.reporting.machine import git_state, machine, peak_memory_gb, versions
+
+SCORED = ("accuracy", "base", "majority", "blank_image")
+PARTS = ("data", "cache", "train", "score", "total")
+
+
+class MetricsError(MMLoraError):
+    """A record of a run that is incomplete or unreadable; the message names the file or the keys."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One run. `accuracy` and its three yardsticks are `Scores.to_dict()`. Raises `MetricsError` for a missing key."""
+
+    accuracy: dict
+    base: dict  # the model before training, same problems
+    majority: dict  # `controls.majority_class`, same problems
+    blank_image: dict  # the trained model on `controls.blanked(problems)`; no figures where no problem has a picture
+    scored_by: dict[str, str]  # how each of these four was found, such as "generate" or "likelihood"
+    n_test: int
+    minutes: dict[str, float]  # wall-clock: data, cache, train, score, total
+    samples_per_second: float  # while training
+    samples_seen: int
+    trainable_parameters: int
+    model: str
+    base_model: dict  # `models.base.Base`: name, revision, licence, hash of the stored weights
+    data: str
+    seed: int
+    settings: dict  # `settings.Settings`
+    peak_memory_gb: float = field(default_factory=peak_memory_gb)
+    versions: dict = field(default_factory=versions)
+    machine: dict = field(default_factory=machine)
+    date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    git: dict = field(default_factory=git_state)
+
+    def __post_init__(self):
+        wanted = {name: ("avg", "ci95", *CATEGORIES, "n") for name in SCORED} | {"minutes": PARTS}
+        missing = [f"{name}.{key}" for name, keys in wanted.items() for key in keys if key not in getattr(self, name)]
+        if missing:
+            raise MetricsError(f"the metrics lack {', '.join(missing)}; record them before saving")
+        broken = [path for path, leaf in _leaves(asdict(self)) if isinstance(leaf, float) and not math.isfinite(leaf)]
+        if broken:
+            raise MetricsError(f"{', '.join(broken)} is not a finite number; look at the run's log")
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON file in one step, so that no reader sees half of it."""
+        write_whole(Path(path), json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Metrics:
+        """Read what `save` wrote. Raises `MetricsError` for a file that is no complete record."""
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MetricsError(f"{path} cannot be read as metrics ({error}); run again or restore the file") from error
+        names = {f.name for f in fields(cls)}
+        missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
+        if missing or unknown:
+            kinds = (("lacks", missing), ("has unknown", unknown))
+            faults = [f"{verb} {', '.join(keys)}" for verb, keys in kinds if keys]
+            raise MetricsError(f"{path} {' and '.join(faults)}; write it with Metrics.save")
+        try:
+            return cls(**record)
+        except MetricsError as error:
+            raise MetricsError(f"{path}: {error}") from error
+
+
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted path, value) of everything inside nested dictionaries and lists."""
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for key, child in value.items():
+        yield from _leaves(child, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,157 @@
+"""Everything that defines a run, in one place: the command line, notebook 04, the benchmarks and the records read it here.
+
+Importing this imports nothing heavy, so that `mmlora run --help` is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mmlora.encoding.prompts import Format
+from mmlora.errors import MMLoraError
+from mmlora.evaluation.scores import Method
+from mmlora.problems.rows import MissingImages
+from mmlora.training.settings import TrainSettings
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Split = Literal["validation", "test"]
+TOWERS = ("vision", "connector", "language")
+TRAIN = {each.name: each.default for each in fields(TrainSettings)}  # a default of training stands there, once
+
+
+class SettingsError(MMLoraError, ValueError):
+    """A setting that does not exist or cannot be; the message names the nearest one or what it may be."""
+
+
+def _setting(default: Any, group: str, why: str) -> Any:
+    return field(default=default, metadata={"group": group, "why": why})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run. Every field has its group, and the reason for its default, as the command line shows them.
+
+    Raises `SettingsError` for a value that cannot be.
+    """
+
+    model: str = _setting(
+        "smolbridge", "What", "Short name (see `mmlora plan`), hub id or folder; this one needs no GPU."
+    )
+    revision: str | None = _setting(None, "What", "Commit or tag of the model on the hub; none is the newest.")
+    data: str = _setting(
+        "minisqa", "What", "A guest's name, a hub data set such as derek-thomas/ScienceQA, or a folder."
+    )
+    missing_images: MissingImages = _setting(
+        "error", "What", "Read problems whose picture is missing as text, or stop."
+    )
+
+    minutes: float = _setting(60, "How long", "Wall-clock budget for everything: data, cache, training, scoring.")
+    train_minutes: float | None = _setting(
+        None, "How long", "Minutes of training alone, to compare rivals at equal time."
+    )
+    steps: int | None = _setting(None, "How long", "Optimizer steps instead, for a training that must repeat exactly.")
+    train_problems: int | None = _setting(
+        None, "How long", "Problems to train on; none is as many as the minutes allow."
+    )
+    test_problems: int | None = _setting(None, "How long", "Problems to score; none is as many as the minutes allow.")
+
+    rank: int = _setting(16, "Adapter", "Rank of each LoRA product; 4 and 64 did no better in docs/recipe.md.")
+    alpha: int | None = _setting(None, "Adapter", "Its scale, divided by the rank; none is twice the rank.")
+    first_layer: int | None = _setting(
+        None, "Adapter", "Decoder layer where LoRA begins; none is the middle: below is cached."
+    )
+    targets: tuple[str, ...] = _setting(
+        ("all-linear",), "Adapter", "Linear modules by the end of their name, as q_proj,v_proj."
+    )
+    towers: tuple[str, ...] = _setting(
+        ("language",), "Adapter", "Of vision, connector, language; only language can be cached."
+    )
+    train_connector: bool = _setting(
+        False, "Adapter", "Train the connector's own weights too; nothing can be cached then."
+    )
+
+    format: Format = _setting(
+        "explanation_answer", "Training", "What is said; the reason first, then the answer leans on it."
+    )
+    learning_rate: float = _setting(
+        TRAIN["learning_rate"], "Training", "Peak rate; LoRA takes ten times that of full tuning."
+    )
+    batch_size: int = _setting(
+        TRAIN["batch_size"], "Training", "Samples a step; in an hour steps are scarcer than samples."
+    )
+    seed: int = _setting(TRAIN["seed"], "Training", "Of the samples' order and of the adapter's start.")
+
+    side: int | None = _setting(
+        None, "Machine", "Pixels a side of a picture, where the model can choose: memory follows it."
+    )
+    four_bit: bool = _setting(False, "Machine", "Keep frozen weights in NF4 (QLoRA): from 3 billion parameters on.")
+    precision: Precision = _setting(
+        "auto", "Machine", "Numbers that are multiplied; auto measures which are fast here."
+    )
+
+    method: Method = _setting("generate", "Scoring", "How answers are found after training; the model must say them.")
+    split: Split = _setting("test", "Scoring", "Search settings on validation; test is for the record, once.")
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise SettingsError(
+                    f"{name} is {value!r}; it can be {', '.join(get_args(kind))}{_hint(value, get_args(kind))}"
+                )
+        if strange := [tower for tower in self.towers if tower not in TOWERS]:
+            raise SettingsError(f"no tower is called {strange[0]!r}; there are {', '.join(TOWERS)}")
+        for name in ("minutes", "train_minutes", "steps", "train_problems", "test_problems", "rank", "alpha", "learning_rate",
+                     "batch_size", "side"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingsError(f"{name} is {value}; give a number above 0")
+        if self.steps is not None and self.train_minutes is not None:
+            raise SettingsError("steps and train_minutes are both given; training ends by one of them")
+
+    @classmethod
+    def of(cls, changes: Mapping[str, Any]) -> Settings:
+        """The defaults with these changes. Raises `SettingsError` for a name that is none, with the nearest one."""
+        known = [each.name for each in fields(cls)]
+        for name in changes:
+            if name not in known:
+                raise SettingsError(f"no setting is called {name!r}{_hint(name, known)}; there are {', '.join(known)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()})
+
+    def changes(self) -> dict[str, Any]:
+        """What differs from the defaults, as `of` takes it."""
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default
+        }
+
+    def command(self) -> str:
+        """The command line that starts this run."""
+        words = ["mmlora", "run"]
+        for name, value in self.changes().items():
+            words.append(f"--{name.replace('_', '-')}")
+            if value is not True:
+                words.append(",".join(value) if isinstance(value, tuple) else str(value))
+        return shlex.join(words)
+
+    def training(self, minutes: float) -> TrainSettings:
+        """What `fit` needs: these minutes, or the steps where the settings count them."""
+        budget = {"steps": self.steps} if self.steps is not None else {"minutes": minutes}
+        return TrainSettings(**budget, learning_rate=self.learning_rate, batch_size=self.batch_size, seed=self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form kept in metrics.json."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def _repr_markdown_(self) -> str:
+        """A notebook's table: what was changed, and beside it what everything is."""
+        rows = [f"| {e.name} | {getattr(self, e.name)} | {e.metadata['why']} |" for e in fields(self)]
+        return "\n".join(["| setting | value | why |", "|---|---|---|", *rows])
+
+
+def _hint(name: object, known: tuple[str, ...] | list[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, 1, 0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

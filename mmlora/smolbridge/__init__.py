@@ -1,0 +1,41 @@
+"""SmolBridge: a 150M vision-language model made of two pretrained towers and a trained connector.
+
+A guest: `load_vlm("smolbridge")` finds it by its entry point (see `mmlora.guests`). Importing this imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmlora.models.catalog import Entry
+
+ENTRY = Entry(
+    name="smolbridge",
+    repo=None,
+    family="SmolBridge",
+    licence="Apache-2.0",
+    parameters=152_000_000,
+    size=None,
+    visual_tokens=24,
+    advice="8 GB of memory, no GPU and no account: the recorded hour ran on two CPU cores.",
+)
+
+
+def folder() -> Path:
+    """Where the assembled model is; put together at the first call. Raises `WeightsError`."""
+    from mmlora.smolbridge.assemble import assembled
+
+    return assembled()
+
+
+def register() -> None:
+    """Let transformers know the architecture."""
+    import mmlora.smolbridge.model  # noqa: F401 - its last lines register
+
+
+def download() -> tuple[int, int]:
+    """Bytes of the wheels that it is made of: of all, and of those that are not here yet."""
+    from mmlora.smolbridge.wheels import LANGUAGE, VISION, member_path
+
+    wheels = (LANGUAGE, VISION)
+    return sum(w.size for w in wheels), sum(w.size for w in wheels if not member_path(w).exists())

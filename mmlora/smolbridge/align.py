@@ -1,0 +1,158 @@
+"""Alignment: teach SmolBridge's connector to read, from pictures with captions.
+
+A caption says what a picture shows. Each visual token should say one of its words, the first token the first word, and
+the connector learns it by plain classification (AlignVLM's connector, arXiv 2502.01341, trained without the decoder, so
+that it sees a thousand pictures a second). No question and no answer is ever seen. `tools/align_smolbridge.py` made the
+shipped connector with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from mmlora.models.precision import mixed
+from mmlora.smolbridge.connector import Connector
+from mmlora.training.order import schedule
+
+BASIS = 1000  # pictures that settle the cells' principal components: 64,000 cells
+SILENCE = "\n"  # what the visual tokens after a caption's end say
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How the connector learns to read."""
+
+    epochs: int = 12  # beyond that it learns these pictures by heart
+    learning_rate: float = 1e-3  # the peak
+    warmup_share: float = 0.05  # of the steps; before that Adam's moments are noise
+    batch_size: int = 256  # pictures a step
+    dropout: float = 0.2  # of cells' numbers and hidden units: the perceptron has more weights than there are pictures
+    weight_decay: float = 0.05
+    held_out: int = 2000  # pictures, the first ones, that only measure
+
+
+@torch.inference_mode()
+def look(vlm, pictures: Iterable, count: int, file: Path) -> np.ndarray:
+    """What the connector sees of every picture: float16 (count, cells, cell_width), memory-mapped.
+
+    The first `BASIS` pictures settle `describe`: the cells' principal components at equal size, for most of what the
+    tower reports is the same in all pictures, and plain training would not see past it.
+    """
+    connector, basis, at = vlm.model.model.connector, min(BASIS, count), 0
+    pictures = iter(tqdm(pictures, total=count, desc="looking", unit="picture"))
+    first = torch.empty(basis, connector.side**2, connector.describe.in_features, dtype=torch.half)
+    shape = (count, connector.side**2, connector.describe.out_features)
+    aside = np.memmap(file.with_suffix(".part"), np.float16, "w+", shape=shape)
+    for part in _parts(islice(pictures, basis)):
+        first[at : at + len(part)], at = _cells(vlm, part), at + len(part)
+    whiten(connector, first)
+    aside[:basis] = torch.cat([connector.seen(part.float()) for part in first.split(64)]).numpy()
+    for part in _parts(pictures):
+        aside[at : at + len(part)], at = connector.seen(_cells(vlm, part)).numpy(), at + len(part)
+    aside.flush()
+    file.with_suffix(".part").replace(file)
+    return np.memmap(file, np.float16, "r", shape=shape)
+
+
+def _parts(pictures, size: int = 16):
+    while part := list(islice(pictures, size)):
+        yield part
+
+
+def _cells(vlm, pictures: list) -> torch.Tensor:
+    pixels = vlm.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    return vlm.model.model.get_image_cells(pixels)
+
+
+def whiten(connector: Connector, cells: torch.Tensor) -> None:
+    """Set `describe` to the principal components of `cells` (pictures, cells, cell_size), each of variance one.
+
+    A hundredth of the mean variance is added, so that what hardly varies is not blown up to noise.
+    """
+    normed = torch.cat([connector.norm_in(part.float()).flatten(0, 1) for part in cells.split(64)])
+    mean = normed.mean(0)
+    covariance = (normed - mean).T @ (normed - mean) / len(normed)
+    variance, directions = (t.flip(-1)[..., : connector.describe.out_features] for t in torch.linalg.eigh(covariance))
+    connector.describe.weight.copy_((directions / (variance + 0.01 * covariance.diagonal().mean()).sqrt()).T)
+    connector.describe.bias.copy_(-connector.describe.weight @ mean)
+
+
+def spell(tokenizer, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The dictionary, int64 (words,): the decoder's tokens that occur in `captions`; and the captions spelled with it.
+
+    A spelled caption is a row of int64 (captions, longest) of places in the dictionary, silence at its end.
+    """
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in captions]
+    silence, longest = tokenizer(SILENCE, add_special_tokens=False)["input_ids"], max(map(len, rows))
+    full = torch.tensor([row + silence * (longest - len(row)) for row in rows])
+    return full.unique(return_inverse=True)
+
+
+def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings: ReadSettings) -> list[dict]:
+    """Train all after `describe` so that every visual token says its word; returns a record for each epoch.
+
+    `loss` and `held_out_loss` are nats a word, `words_right` the share of held-out words whose likeliest is right.
+    """
+    held, rows = settings.held_out, len(seen)
+    learning = nn.ModuleList([connector.recognise, connector.read, connector.write]).requires_grad_(True)
+    optimizer = torch.optim.AdamW(learning.parameters(), betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    rng, records = np.random.default_rng(0), []
+    per_epoch = (rows - held) // settings.batch_size
+    for epoch in range(settings.epochs):
+        losses, order = [], held + rng.permutation(rows - held)
+        for at in (bar := tqdm(range(per_epoch), desc=f"reading, epoch {epoch + 1} of {settings.epochs}")):
+            share = (epoch * per_epoch + at + 0.5) / (settings.epochs * per_epoch)
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(share, settings.warmup_share)
+            batch = np.sort(order[at * settings.batch_size : (at + 1) * settings.batch_size])
+            with mixed(torch.device("cpu")):
+                scores = connector.words(_numbers(seen[batch]), settings.dropout)
+            loss = nn.functional.cross_entropy(scores.float().view(-1, connector.said[1]), spelled[batch].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        scores = say(connector, seen[:held])
+        held_out = nn.functional.cross_entropy(scores.flatten(0, 1), spelled[:held].flatten()).item()
+        right = (scores.argmax(-1) == spelled[:held]).float().mean().item()
+        records.append(
+            {
+                "epoch": epoch + 1,
+                "loss": round(float(np.mean(losses)), 4),
+                "held_out_loss": round(held_out, 4),
+                "words_right": round(right, 4),
+            }
+        )
+        print(records[-1], flush=True)
+    learning.requires_grad_(False)
+    return records
+
+
+@torch.inference_mode()
+def say(connector: Connector, seen: np.ndarray) -> torch.Tensor:
+    """Scores (pictures, visual_tokens, dictionary) of the words for pictures as the connector sees them."""
+    return torch.cat([connector.words(_numbers(part)) for part in np.array_split(seen, 1 + len(seen) // 256)])
+
+
+def _numbers(seen: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(seen.astype(np.float32))
+
+
+def fitting(model, words: torch.Tensor, visual_tokens: int) -> Connector:
+    """A fresh connector for this dictionary and this many visual tokens that describes cells as `model`'s does."""
+    config, core = copy.copy(model.config), model.model
+    config.dictionary, config.visual_tokens = len(words), visual_tokens
+    torch.manual_seed(0)
+    connector = Connector(config, core.vision_tower.feature_info.channels())
+    connector.describe.load_state_dict(core.connector.describe.state_dict())
+    connector.word_ids.copy_(words)
+    return connector

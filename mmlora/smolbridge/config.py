@@ -1,0 +1,27 @@
+"""SmolBridge's sizes."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class SmolBridgeConfig(PreTrainedConfig):
+    """The architecture's sizes."""
+
+    model_type = "smolbridge"
+    sub_configs = {"text_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_name: str = "tf_efficientnet_lite0"
+    image_size: int = 256  # 8 x 8 cells; the tower was trained at 224, and 256 divides into whole cells
+    cell_width: int = 160  # numbers that describe a cell: nearly all that differs between pictures
+    connector_width: int = 768  # what is known of a picture, between seeing and saying; small enough to ship in git
+    visual_tokens: int = 24  # as many as MiniSQA's longest caption has
+    dictionary: int = 512  # words that the connector can say, padding included; MiniSQA's captions have fewer
+    image_token_id: int = 49152  # one past the vocabulary: it has no embedding and is never generated
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**{"model_type": "llama", **self.text_config})
+        super().__post_init__(**kwargs)

@@ -1,0 +1,67 @@
+"""What a checkpoint of a training run holds, and whether another process may go on from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from mmlora.models.base import stored_as
+from mmlora.models.precision import products
+from mmlora.models.vlm import base_model
+from mmlora.training import checkpoint
+from mmlora.training.checkpoint import Checkpoint, CheckpointError
+from mmlora.training.settings import TrainingSet, TrainSettings
+
+FREE = ("minutes", "checkpoint_minutes")  # a budget is measured anew; a save changes nothing that is learned
+STATE, LOG, SCALER = "state.json", "log.jsonl", "scaler.json"
+
+
+def state(model: nn.Module, settings: TrainSettings, data: TrainingSet, place: dict, seconds: float) -> dict:
+    """What must be the same for a run to go on (settings, data), and what it goes on from (place, seconds spent)."""
+    chosen = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    for adapter in getattr(model, "peft_config", {}).values():  # shapes would not tell two alphas apart
+        chosen |= {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
+    numbers = {"products": products(), "weights": stored_as(base_model(model))}
+    return {**place, "elapsed": seconds, "settings": chosen, "data": data.fingerprint, "numbers": numbers}
+
+
+def files(model: nn.Module, accelerator: Accelerator, optimizer: Optimizer, now: dict, log: str) -> dict[str, bytes]:
+    """The checkpoint's files, ready for `checkpoint.write`."""
+    found = checkpoint.capture(model, optimizer)
+    found |= {STATE: json.dumps(now, indent=1).encode(), LOG: log.encode()}
+    if accelerator.scaler is not None:
+        found[SCALER] = json.dumps(accelerator.scaler.state_dict()).encode()
+    return found
+
+
+def check(found: Checkpoint, mine: dict) -> str:
+    """Raise `CheckpointError` unless `found` is of this very run; returns what to say where only its numbers differ."""
+    theirs = found.state
+    for name, value in mine["settings"].items():
+        if (other := theirs["settings"].get(name)) != value:
+            raise CheckpointError(
+                f"{found.path} was made with {name} {other}, not {value}; give the same settings or choose another folder"
+            )
+    if theirs["data"] != mine["data"]:
+        raise CheckpointError(
+            f"{found.path} was made with other data or frozen weights; give the same or choose another folder"
+        )
+    changed = [
+        f"{what} in {theirs['numbers'][what]} before, {now} from now on"
+        for what, now in mine["numbers"].items()
+        if theirs["numbers"][what] != now
+    ]
+    return (
+        f"; {', '.join(changed)}: the end will differ in its last digits from an uninterrupted run" if changed else ""
+    )
+
+
+def restore(found: Checkpoint, model: nn.Module, accelerator: Accelerator, optimizer: Optimizer) -> None:
+    """Put back the tensors, the moments, the random states, and the loss scale where one was kept and is needed."""
+    checkpoint.restore(found, model, optimizer)
+    if accelerator.scaler is not None and SCALER in found.files:  # a run that was begun in bfloat16 has none
+        accelerator.scaler.load_state_dict(json.loads(found.files[SCALER]))

@@ -1,0 +1,51 @@
+"""What `fit` is given: a training set, and how to train on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from mmlora.training.log import TrainingError
+
+if TYPE_CHECKING:  # the command line reads these settings, and must not wait for torch
+    import torch
+    from torch import nn
+
+
+class TrainingSet(Protocol):
+    """What can be trained on: `encoding.samples.Samples`, or with its prefix computed once `encoding.prefix.PrefixCache`."""
+
+    ids: Sequence[str]
+    lengths: Sequence[int]  # tokens of each sample
+    fingerprint: str  # of the data and of the stored frozen weights, however these were loaded
+
+    def __len__(self) -> int: ...
+
+    def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
+        """The loss (0-dim) summed over the supervised tokens of these samples, and the number of those tokens."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train; exactly one of `minutes` and `steps` is given."""
+
+    minutes: float | None = None  # wall-clock, checkpoints included: a run ends when it was promised to
+    steps: int | None = None  # optimizer steps instead, for runs that must repeat exactly
+    learning_rate: float = 2e-3  # the peak; LoRA takes more than ten times the rate of full tuning
+    warmup_share: float = 0.05  # of the budget; before that Adam's moments are noise
+    batch_size: int = 8  # samples a step; in an hour on a small machine steps are scarcer than samples
+    micro_batch_size: int | None = None  # samples a forward pass, where a whole batch does not fit in memory
+    clip_norm: float = 1.0  # one odd batch must not undo an adapter
+    weight_decay: float = 0.0  # an adapter starts at zero and stays small: nothing to decay
+    seed: int = 0  # order of the samples, and dropout
+    checkpoint_minutes: float = 5.0  # the most that a crash can cost
+
+    def __post_init__(self):
+        if (self.minutes is None) == (self.steps is None):
+            raise TrainingError("training needs either minutes or steps; give exactly one of them")
+        for name in ("minutes", "steps", "learning_rate", "batch_size", "micro_batch_size", "clip_norm"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise TrainingError(f"{name} is {getattr(self, name)}; give a number above 0")
+        if not 0 <= self.warmup_share < 1:
+            raise TrainingError(f"warmup_share is {self.warmup_share}; give a share from 0 to below 1")
