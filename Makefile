@@ -1,6 +1,6 @@
 # make run             set up, train for an hour, score, and write the report to runs/
 # make run MINUTES=5   the same in five minutes
-# make test            set up and run the tests
+# make test            set up, check style and types, run the tests
 # make doctor          say what this machine has and what it lacks
 
 MINUTES ?= 60
@@ -17,7 +17,10 @@ run: setup
 	$(PY) -m mmlora run --minutes $(MINUTES) --seed $(SEED)
 
 test: setup
-	$(PY) -m pytest -q
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q --durations=10
 
 doctor: setup
 	$(PY) -m mmlora doctor
@@ -34,7 +37,7 @@ $(READY): requirements.txt pyproject.toml
 	@echo "Setting up .venv (the first time this downloads PyTorch: some minutes)"
 ifneq ($(UV),)
 	@$(IN_VENV) || { rm -rf .venv && "$(UV)" venv --quiet --python "$$(command -v $(PYTHON))" .venv; }
-	"$(UV)" pip install --python $(PY) -e '.[test]'
+	"$(UV)" pip install --compile-bytecode --python $(PY) -e '.[test]'
 else
 	@{ $(IN_VENV) && $(PY) -m pip --version >/dev/null 2>&1; } || $(PYTHON) -m venv --clear .venv || \
 	  { echo "$(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv), or uv"; exit 1; }

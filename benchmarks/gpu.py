@@ -29,30 +29,52 @@ from transformers import (
 )
 
 from mmlora import minisqa
-from mmlora.adapters.files import load_adapter, save_adapter
+from mmlora.adapters.files import load_adapter, load_vlm, save_adapter
 from mmlora.adapters.lora import attach
 from mmlora.encoding.loss import on_device
 from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.prompts import taught
 from mmlora.encoding.sample import collate
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import evaluate
 from mmlora.models.precision import mixed
-from mmlora.models.vlm import VLM, load_vlm
+from mmlora.models.vlm import VLM
 from mmlora.paths import RESULTS
 from mmlora.reporting import machine as metrics
-from mmlora.smolbridge.assemble import smolbridge
+from mmlora.smolbridge import folder as smolbridge
 from mmlora.training.fit import fit
 from mmlora.training.settings import TrainSettings
 
 #: huggingface.co/HuggingFaceTB/SmolVLM-256M-Instruct, config.json: 256 million parameters.
-VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-          "image_size": 512, "patch_size": 16}
-TEXT = {"model_type": "llama", "vocab_size": 49280, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "max_position_embeddings": 8192,
-        "rope_theta": 100_000.0, "rms_norm_eps": 1e-5, "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
-CHAT = ("<|im_start|>{% for m in messages %}{{ m.role | capitalize }}:{% for part in m.content %}"
-        "{{ '<image>' if part.type == 'image' else ' ' + part.text }}{% endfor %}<end_of_utterance>\n{% endfor %}"
-        "{% if add_generation_prompt %}Assistant:{% endif %}")
+VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 512,
+    "patch_size": 16,
+}
+TEXT = {
+    "model_type": "llama",
+    "vocab_size": 49280,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100_000.0,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CHAT = (
+    "<|im_start|>{% for m in messages %}{{ m.role | capitalize }}:{% for part in m.content %}"
+    "{{ '<image>' if part.type == 'image' else ' ' + part.text }}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +100,14 @@ def random_model(folder: Path, vision: dict = VISION, text: dict = TEXT) -> Path
     pictures = Idefics3ImageProcessor(**size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     tokens = (pixels // vision["patch_size"] // scale) ** 2
     processor = Idefics3Processor(pictures, words, image_seq_len=tokens, chat_template=CHAT)
-    config = AutoConfig.for_model("idefics3", scale_factor=scale, image_token_id=words.convert_tokens_to_ids("<image>"),
-                                  tie_word_embeddings=False, vision_config=vision, text_config=text)
+    config = AutoConfig.for_model(
+        "idefics3",
+        scale_factor=scale,
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=False,
+        vision_config=vision,
+        text_config=text,
+    )
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -105,8 +133,10 @@ def measure(folder: Path, work: Path, sizes: Sizes) -> dict:
     vlm = load_vlm(str(folder))
     parameters = sum(p.numel() for p in vlm.model.parameters())
     model = attach(vlm.model)
-    trained = VLM("smolvlm-256m", model, vlm.processor)
-    samples = Samples(trained, list(minisqa.generate("train", sizes.train)), "explanation_answer")
+    trained = vlm.with_model(model)
+    samples = Samples(
+        vlm, [taught(problem, "explanation_answer") for problem in minisqa.generate("train", sizes.train)]
+    )
     cached = PrefixCache.build(model, samples, work / "cache")
     settings = TrainSettings(steps=sizes.steps, checkpoint_minutes=0.2)
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -128,23 +158,35 @@ def measure(folder: Path, work: Path, sizes: Sizes) -> dict:
         fit(model, cached, settings, work / "resumed", on_step=interrupt)
     except Interrupted:
         resumed = fit(model, cached, settings, work / "resumed", resume=True)
-    answers = {method: evaluate(trained, list(minisqa.generate("test", sizes.test)), method, max_new_tokens=64)
-               for method in ("likelihood", "letter", "generate")}
+    answers = {
+        method: evaluate(trained, list(minisqa.generate("test", sizes.test)), method, max_new_tokens=64)
+        for method in ("likelihood", "letter", "generate")
+    }
     ours = logits(trained, samples)
     save_adapter(model, work / "adapter", {})
     fresh = load_vlm(str(folder))
-    loaded = logits(VLM("loaded", load_adapter(fresh.model, work / "adapter"), fresh.processor), samples)
-    merged = logits(VLM("merged", model.merge_and_unload(), vlm.processor), samples)
+    loaded = logits(fresh.with_model(load_adapter(fresh.model, work / "adapter")), samples)
+    merged = logits(vlm.with_model(model.merge_and_unload()), samples)
     return {
-        "model": "SmolVLM-256M's architecture, random weights", "parameters": parameters,
-        "samples_per_second": {"cached": round(whole.samples_per_second, 2), "plain": round(plain.samples_per_second, 2)},
-        "loss": {"first": whole.records[0]["loss"], "last": whole.records[-1]["loss"],
-                 "last, interrupted and resumed": resumed.records[-1]["loss"]},
+        "model": "SmolVLM-256M's architecture, random weights",
+        "parameters": parameters,
+        "samples_per_second": {
+            "cached": round(whole.samples_per_second, 2),
+            "plain": round(plain.samples_per_second, 2),
+        },
+        "loss": {
+            "first": whole.records[0]["loss"],
+            "last": whole.records[-1]["loss"],
+            "last, interrupted and resumed": resumed.records[-1]["loss"],
+        },
         "skipped_steps": sum(record["gradient_norm"] is None for record in whole.records),
         "answered": {method: len(found) for method, found in answers.items()},
         "logits_apart": {"loaded": apart(ours, loaded), "merged": apart(ours, merged)},
-        "peak_memory_gb": metrics.peak_memory_gb(), "settings": {**asdict(sizes), **asdict(settings)},
-        "versions": metrics.versions(), "machine": metrics.machine(), "git": metrics.git_state(),
+        "peak_memory_gb": metrics.peak_memory_gb(),
+        "settings": {**asdict(sizes), **asdict(settings)},
+        "versions": metrics.versions(),
+        "machine": metrics.machine(),
+        "git": metrics.git_state(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -164,7 +206,9 @@ def main():
     if not torch.cuda.is_available():
         sys.exit("this measures a card, and torch finds none here")
     native = torch.cuda.is_bf16_supported(including_emulation=False)
-    for name in ("bfloat16", "float16") if native else ("float16",):  # in processes: accelerate keeps one precision in each
+    for name in (
+        ("bfloat16", "float16") if native else ("float16",)
+    ):  # in processes: accelerate keeps one precision in each
         subprocess.run([sys.executable, __file__, "record"], env={**os.environ, "MMLORA_PRECISION": name}, check=True)
 
 

@@ -17,10 +17,11 @@ from time import perf_counter
 import torch
 
 from mmlora import minisqa
+from mmlora.adapters.files import load_vlm
 from mmlora.adapters.lora import attach
 from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.prompts import taught
 from mmlora.encoding.samples import Samples
-from mmlora.models.vlm import VLM, load_vlm
 from mmlora.paths import RESULTS
 from mmlora.reporting import machine as metrics
 from mmlora.training.order import batches
@@ -32,7 +33,7 @@ TURNS, STEPS = 7, 4
 def main():
     vlm = load_vlm("smolbridge")
     model = attach(vlm.model, layers=range(FIRST_LAYER, 30)).train()
-    samples = Samples(VLM(vlm.name, model, vlm.processor), list(minisqa.generate("train", PROBLEMS)), "explanation_answer")
+    samples = Samples(vlm, [taught(problem, "explanation_answer") for problem in minisqa.generate("train", PROBLEMS)])
     source = PrefixCache.build(model, samples, Path(tempfile.mkdtemp()) / "cache")
     chosen = batches(source.lengths, BATCH, seed=0, epoch=0)[:STEPS]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
@@ -47,14 +48,20 @@ def main():
             optimizer.zero_grad()
         return BATCH * STEPS / (perf_counter() - began)
 
-    pairs = [(samples_per_second(True), samples_per_second(False)) for _ in range(TURNS + 1)][1:]  # the first one warms up
+    pairs = [(samples_per_second(True), samples_per_second(False)) for _ in range(TURNS + 1)][
+        1:
+    ]  # the first one warms up
     ratios = [half / full for half, full in pairs]
     machine = metrics.machine()
     record = {
-        "bfloat16": round(median(h for h, _ in pairs), 2), "float32": round(median(f for _, f in pairs), 2),
-        "ratio": round(median(ratios), 2), "ratio_spread": [round(min(ratios), 2), round(max(ratios), 2)],
+        "bfloat16": round(median(h for h, _ in pairs), 2),
+        "float32": round(median(f for _, f in pairs), 2),
+        "ratio": round(median(ratios), 2),
+        "ratio_spread": [round(min(ratios), 2), round(max(ratios), 2)],
         "settings": {"batch": BATCH, "problems": PROBLEMS, "first_layer": FIRST_LAYER, "turns": TURNS, "steps": STEPS},
-        "machine": machine, "versions": metrics.versions(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine,
+        "versions": metrics.versions(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     target = RESULTS / "precision" / f"{machine['cpu'].replace(' ', '_')}-{machine['cores']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,38 +5,29 @@
     python benchmarks/recipe.py answer-only --format answer --method likelihood
 
 Every row has the same problems, the same seed and the same minutes of training; what a recipe needs besides (its cache,
-its scoring) is recorded next to its accuracy. Run rows one at a time: two at once measure each other.
+its scoring) is recorded next to its accuracy. Rows are compared on the validation split. Run them one at a time: two at
+once measure each other.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from safetensors.torch import load_file, save_file
 
-from mmlora.adapters.lora import attach
-from mmlora.adapters.towers import towers
-from mmlora.budget import Budget
-from mmlora.encoding.prefix import PrefixCache
-from mmlora.encoding.samples import Samples
-from mmlora.evaluation.answering import evaluate
-from mmlora.evaluation.controls import blanked, majority_class
-from mmlora.evaluation.scores import score
-from mmlora.minisqa.dataset import build
-from mmlora.models.vlm import VLM, base_model, load_vlm
-from mmlora.paths import MINISQA, RESULTS
-from mmlora.problems.load import load_problems
-from mmlora.reporting.record import Metrics
-from mmlora.smolbridge.assemble import CONNECTOR, smolbridge
-from mmlora.training.fit import fit
-from mmlora.training.settings import TrainSettings
+from mmlora.cli import with_settings
+from mmlora.experiment import Experiment
+from mmlora.paths import RESULTS
+from mmlora.settings import Settings
+from mmlora.smolbridge.assemble import CONNECTOR, assembled
 
-SIZES = {"train": 1500, "test": 300}  # large enough to rank recipes ten points apart, small enough to try many
+#: Large enough to rank recipes ten points apart, small enough to try many; MiniSQA's validation split has 500.
+SIZES = {"train_problems": 1500, "test_problems": 500, "split": "validation"}
+MINUTES = 3.0  # of training, unless --train-minutes or --steps says otherwise
 
 
 def fewer_tokens(connector: Path, tokens: int, folder: Path) -> Path:
@@ -49,52 +40,25 @@ def fewer_tokens(connector: Path, tokens: int, folder: Path) -> Path:
     return folder / "connector.safetensors"
 
 
+@with_settings
 def main(
-    name: str, format: str = "explanation_answer", method: str = "generate", rank: int = 16, lr: float = 2e-3,
-    first_layer: Annotated[int, typer.Option(help="LoRA begins here")] = 15,
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="of the row")],
     tokens: Annotated[int, typer.Option(help="visual tokens, of the connector's 24")] = 24,
-    tune_connector: Annotated[bool, typer.Option(help="train the connector too: nothing can be cached then")] = False,
-    batch_size: int = 8, minutes: float = 3.0, seed: int = 0,
 ):
     """Measure one recipe and write results/recipe/NAME.json."""
-    budget = Budget(60)
-    with budget.watch("data"):
-        folder = build(MINISQA / f"{SIZES['train']}-{SIZES['test']}", sizes=SIZES)
-        train, test = (load_problems(folder, split) for split in SIZES)
-    work = Path(tempfile.mkdtemp(prefix="recipe-"))
-    connector = fewer_tokens(CONNECTOR, tokens, work) if tokens < 24 else CONNECTOR
-    vlm = replace(load_vlm(str(smolbridge(connector))), name="smolbridge")
-    base = score(test, evaluate(vlm, test, "likelihood"))
-    layers = range(first_layer, vlm.model.config.text_config.num_hidden_layers)
-    model = attach(vlm.model, rank=rank, layers=layers, seed=seed)
-    settings = TrainSettings(minutes=minutes, learning_rate=lr, batch_size=batch_size, seed=seed)
-    base_model(model).model.connector.requires_grad_(tune_connector)
-    try:
-        with budget.watch("cache"):
-            samples = Samples(vlm, train, format)
-            source = samples if tune_connector else PrefixCache.build(model, samples, work / "cache")
-        with budget.watch("train"):
-            log = fit(model, source, settings, work)
-    finally:
-        shutil.rmtree(work)
-    trained = VLM(vlm.name, model, vlm.processor)
-    with budget.watch("score"):
-        scores = score(test, evaluate(trained, test, method, batch_size=32))
-        blank = score(blanked(test), evaluate(trained, blanked(test), method, batch_size=32))
+    settings = replace(settings, **SIZES)
+    if settings.steps is None and settings.train_minutes is None:
+        settings = replace(settings, train_minutes=MINUTES)
+    with tempfile.TemporaryDirectory(prefix="recipe-") as work:
+        if tokens < 24:
+            settings = replace(settings, model=str(assembled(fewer_tokens(CONNECTOR, tokens, Path(work)))))
+        run = Experiment(settings, Path(work) / "run")
+        metrics = run.run()
     target = RESULTS / "recipe" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    Metrics(
-        accuracy=scores.to_dict(), base=base.to_dict(), majority=score(test, majority_class(test, train)).to_dict(),
-        blank_image=blank.to_dict(), n_test=len(test), minutes=budget.to_dict(), seed=seed,
-        samples_per_second=round(log.samples_per_second, 2), samples_seen=log.samples_seen,
-        trainable_parameters=towers(model).trainable, model=vlm.name, data=f"MiniSQA {len(train)}/{len(test)}, seed 0",
-        settings={"name": name, "format": format, "scored_by": method, "rank": rank,
-                  "visual_tokens": vlm.model.config.visual_tokens, "connector_trained": tune_connector,
-                  "layers": [layers[0], layers[-1]], **asdict(settings)},
-    ).save(target)
-    print(f"{name}: {scores.accuracy} {scores.ci95}, IMG {scores.columns['IMG'].accuracy}, blank {blank.accuracy}, "
-          f"{log.samples_per_second:.1f} samples/s, score {budget.spent['score']:.1f} min -> {target}")
-    for skill, share in sorted(scores.by_skill.items(), key=lambda item: item[1].correct / item[1].n):
+    metrics.save(target)
+    print(f"{name}: {run.scores.accuracy} {run.scores.ci95}, IMG {run.scores.columns['IMG'].accuracy} -> {target}")
+    for skill, share in sorted(run.scores.by_skill.items(), key=lambda item: item[1].correct / item[1].n):
         print(f"  {share.correct:3d}/{share.n:3d}  {skill}")
 
 

@@ -1,4 +1,4 @@
-"""mmlora: small adapters that teach a vision-language model, on a laptop or a free GPU.
+"""mmlora: small adapters that teach a vision-language model, on two CPU cores or a free GPU.
 
 The names below are what notebooks use most. Importing this package imports nothing heavy: each name brings its own
 module when it is first asked for.

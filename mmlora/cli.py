@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
@@ -14,7 +15,7 @@ from mmlora.errors import MMLoraError
 from mmlora.settings import Settings
 
 app = typer.Typer(
-    help="Teach a small vision-language model with LoRA adapters, on a laptop or a free GPU, in an hour.",
+    help="Teach a small vision-language model with LoRA adapters, on two CPU cores or a free GPU, in an hour.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,34 +41,51 @@ def doctor() -> None:
     raise typer.Exit(0 if ready else 1)
 
 
-def _run(out: Path | None, resume: bool, **settings: Any) -> None:
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """`command(settings, …)` with an option for every field of `Settings`, in its group, with its reason.
+
+    Its own parameters stay what typer makes of them.
+    """
+    kinds = get_type_hints(Settings)
+    lists = [name for name, kind in kinds.items() if get_origin(kind) is tuple]  # typer has no option for commas
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+
+    def run(**given: Any) -> None:
+        mine = {each.name: given.pop(each.name) for each in own}
+        command(Settings.of(given | {name: tuple(given[name].split(",")) for name in lists}), **mine)
+
+    options = []
+    for each in fields(Settings):
+        default: Any = each.default
+        kind, default = (str, ",".join(default)) if each.name in lists else (kinds[each.name], each.default)
+        option = typer.Option(help=each.metadata["why"], rich_help_panel=each.metadata["group"])
+        options.append(_parameter(each.name, Annotated[kind, option], default))
+    signature = inspect.Signature([*(_parameter(p.name, p.annotation, p.default) for p in own), *options])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+@app.command("run")
+@with_settings
+def run_command(
+    settings: Settings,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results [default: runs/<date>].", rich_help_panel="Files")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest good checkpoint there.", rich_help_panel="Files")
+    ] = False,
+) -> None:
+    """Train, score and report, in the time given."""
     from mmlora.headless import run
 
-    as_tuples = {name: tuple(settings[name].split(",")) for name in ("targets", "towers")}
-    run(Settings.of({**settings, **as_tuples}), out=out, resume=resume)
-
-
-def _options() -> inspect.Signature:
-    """An option for every field of `Settings`, in its group, with its reason; and where the files go."""
-    kinds, parameters = get_type_hints(Settings), []
-    for each in fields(Settings):
-        kind, default = kinds[each.name], each.default
-        if get_origin(kind) is tuple:  # typer has no option for a list with commas
-            kind, default = str, ",".join(default)
-        option = typer.Option(help=each.metadata["why"], rich_help_panel=each.metadata["group"])
-        parameters.append((each.name, Annotated[kind, option], default))
-    out = typer.Option(help="Folder for the results [default: runs/<date>].", rich_help_panel="Files")
-    resume = typer.Option(
-        "--resume", help="Go on from the newest good checkpoint in the folder.", rich_help_panel="Files"
-    )
-    parameters += [("out", Annotated[Path | None, out], None), ("resume", Annotated[bool, resume], False)]
-    only = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Signature([inspect.Parameter(n, only, annotation=a, default=d) for n, a, d in parameters])
-
-
-_run.__signature__ = _options()  # type: ignore[attr-defined]
-_run.__annotations__ = {name: parameter.annotation for name, parameter in _options().parameters.items()}
-app.command("run", help="Train, score and report, in the time given.")(_run)
+    run(settings, out=out, resume=resume)
 
 
 @app.command()

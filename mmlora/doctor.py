@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmlora.minisqa.dataset import home
 from mmlora.paths import IN_CHECKOUT, PACKAGE, RUNS, WEIGHTS, cache_home
@@ -60,11 +60,11 @@ class Later:
     """A value being found out in the background. The thread is a daemon: a stuck name look-up must not hold the exit."""
 
     def __init__(self, find_out: Callable):
-        self._values = []
+        self._values: list[Any] = []
         self._thread = threading.Thread(target=lambda: self._values.append(find_out()), daemon=True)
         self._thread.start()
 
-    def wait(self, seconds: float, default):
+    def wait(self, seconds: float, default: Any) -> Any:
         self._thread.join(seconds)
         return self._values[0] if self._values else default
 

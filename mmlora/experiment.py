@@ -20,7 +20,7 @@ from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import SPOKEN, evaluate
 from mmlora.evaluation.controls import blanked, majority_class
 from mmlora.evaluation.occlusion import occlusion
-from mmlora.evaluation.scores import Prediction, save_predictions, score
+from mmlora.evaluation.scores import Method, Prediction, save_predictions, score
 from mmlora.models.precision import choose
 from mmlora.models.vlm import decoder_layers
 from mmlora.problems.load import licence, load_problems
@@ -29,10 +29,12 @@ from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
 from mmlora.training.fit import fit
-from mmlora.training.log import TrainLog
+from mmlora.training.log import TrainingError, TrainLog
 from mmlora.training.settings import TrainingSet
 
-BASE_METHOD = "likelihood"  # an untrained model rarely says an answer, so it is asked which one it holds for likeliest
+BASE_METHOD: Method = (
+    "likelihood"  # an untrained model rarely says an answer, so it is asked which one it holds for likeliest
+)
 TOGETHER = 64  # answers at a time: a small model's generation is bound by memory, not by products
 SPARE = 16  # tokens that an answer may be longer than any that was taught
 TRIAL = 64  # problems that are answered once to see how long scoring will take
@@ -48,11 +50,14 @@ class Experiment:
         choose(settings.precision)
         self.settings, self.folder, self.resume = settings, Path(folder).absolute(), resume
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.budget, self.trained_before = Budget(settings.minutes), False
+        self.budget = Budget(settings.minutes)
+        self.reserved: float | None = None
+        self.log: TrainLog | None = None
 
     def run(self) -> Metrics:
         """All steps, one after the other."""
-        self.load()
+        self.load_problems()
+        self.load_model()
         self.baselines()
         self.attach()
         self.cache()
@@ -61,20 +66,26 @@ class Experiment:
         self.explain()
         return metrics
 
-    def load(self) -> None:
-        """The problems and the model: `train`, `test`, `vlm`."""
+    def load_problems(self) -> None:
+        """`train` and `test`, as many as the minutes allow."""
         chosen, budget = self.settings, self.budget
+        sizes = chosen.train_problems or budget.train_problems, chosen.test_problems or budget.test_problems
         with budget.watch("data"):
-            sizes = chosen.train_problems or budget.train_problems, chosen.test_problems or budget.test_problems
             self.train, self.test = (
                 load_problems(chosen.data, split, size, missing_images=chosen.missing_images)
                 for split, size in zip(("train", chosen.split), sizes)
             )
+
+    def load_model(self) -> None:
+        """The frozen base with its processor: `vlm`."""
+        chosen = self.settings
         self.vlm = load_vlm(chosen.model, side=chosen.side, revision=chosen.revision, four_bit=chosen.four_bit)
         self.vlm.model.requires_grad_(False)
 
     def baselines(self) -> None:
         """What the figure will be compared with: `base`, the model before training, and `majority`, the best fixed guess."""
+        if self.log is not None:
+            return print("the baselines were taken before training and stand")
         with self.budget.watch("score"):
             self.base = score(self.test, evaluate(self.vlm, self.test, BASE_METHOD))
         self.majority = score(self.test, majority_class(self.test, self.train))
@@ -107,7 +118,7 @@ class Experiment:
             )
 
     def reserve(self) -> float:
-        """Minutes that scoring will take after training, from a timed trial, and a tenth more."""
+        """Minutes that scoring will take after training, from a timed trial, and a tenth more: `reserved`."""
         trial = self.test[:: max(1, len(self.test) // TRIAL)][:TRIAL]
         with self.budget.watch("score"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the untrained model rambles until it is cut
@@ -115,33 +126,38 @@ class Experiment:
             tokens = self.reply_lengths()[9 * len(self.taught) // 10]
             evaluate(self.learner, trial, self.settings.method, batch_size=TRIAL, max_new_tokens=tokens, progress=False)
             minutes = (perf_counter() - began) / 60
-        return 1.1 * minutes * (len(self.test) + len(blanked(self.test))) / len(trial)
+        self.reserved = 1.1 * minutes * (len(self.test) + len(blanked(self.test))) / len(trial)
+        return self.reserved
 
     def fit(self) -> TrainLog:
         """Train for what the budget leaves: `log`. Taken again, it begins anew and keeps the earlier training aside."""
-        if self.trained_before:
+        if self.log is not None:
             self._put_aside()
             self.attach()
-        chosen, self.trained_before = self.settings, True
-        free = chosen.steps is not None or chosen.train_minutes is not None
-        minutes = chosen.train_minutes or (0.0 if free else self.budget.training_minutes(self.reserve()))
+        chosen = self.settings
+        minutes = chosen.train_minutes
+        if minutes is None and chosen.steps is None:
+            minutes = self.budget.training_minutes(self.reserve() if self.reserved is None else self.reserved)
         with self.budget.watch("train"):
             self.log = fit(self.model, self.samples, chosen.training(minutes), self.folder, resume=self.resume)
         self.budget.add("train", self.log.seconds_before / 60)  # what a session before this one spent
+        self.resume = False
         return self.log
 
     def score(self) -> Metrics:
         """Answer the test problems with and without looking, and write everything down at once: `scores`, `blank`."""
+        if self.log is None:
+            raise TrainingError("nothing was trained yet; call fit() before score()")
         unseen = blanked(self.test)
         with self.budget.watch("score"):
             self.predictions, self.blank_predictions = self._answer(self.test), self._answer(unseen)
         self.scores, self.blank = score(self.test, self.predictions), score(unseen, self.blank_predictions)
-        metrics = self._metrics()
+        metrics = self._metrics(self.log)
         metrics.save(self.folder / "metrics.json")
         save_predictions(self.predictions, self.folder / "predictions.jsonl")
         save_predictions(self.blank_predictions, self.folder / "blank_predictions.jsonl")
         keep_examples(self.folder, self.test, self.predictions)
-        self._save_adapter()
+        self._save_adapter(metrics)
         return metrics
 
     def explain(self, count: int = 2) -> list[tuple[Problem, Prediction]]:
@@ -172,7 +188,7 @@ class Experiment:
                 path.rename(earlier / path.name)
         print(f"training begins anew with a fresh adapter; the earlier one is kept in {earlier}")
 
-    def _metrics(self) -> Metrics:
+    def _metrics(self, log: TrainLog) -> Metrics:
         method = self.settings.method
         return Metrics(
             accuracy=self.scores.to_dict(),
@@ -182,8 +198,8 @@ class Experiment:
             scored_by={"accuracy": method, "base": BASE_METHOD, "majority": "fixed guess", "blank_image": method},
             n_test=len(self.test),
             minutes=self.budget.to_dict(),
-            samples_per_second=round(self.log.samples_per_second, 2),
-            samples_seen=self.log.samples_seen,
+            samples_per_second=round(log.samples_per_second, 2),
+            samples_seen=log.samples_seen,
             trainable_parameters=towers(self.model).trainable,
             model=self.vlm.name,
             base_model=asdict(self.vlm.base),
@@ -192,12 +208,12 @@ class Experiment:
             settings=self.settings.to_dict(),
         )
 
-    def _save_adapter(self) -> None:
+    def _save_adapter(self, metrics: Metrics) -> None:
         facts = {
             "task": f"ScienceQA-style multiple choice ({self.settings.data})",
             "accuracy": f"{self.scores.accuracy} %, 95 % interval {self.scores.ci95}, of {self.scores.n} problems",
             "base model's accuracy": f"{self.base.accuracy} %, by {BASE_METHOD}",
-            "samples seen": self.log.samples_seen,
+            "samples seen": metrics.samples_seen,
         }
         save_adapter(
             self.model, self.folder / "adapter", facts, processor=self.vlm.processor,

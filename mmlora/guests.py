@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import entry_points
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["models", "problems"]
 
@@ -24,7 +23,7 @@ def names(kind: Kind) -> list[str]:
     return sorted({point.name for point in entry_points(group=f"mmlora.{kind}")})
 
 
-def guest(kind: Kind, name: str) -> ModuleType | None:
-    """The package of this guest, imported now; None where no installed package declares the name."""
+def guest(kind: Kind, name: str) -> Any:
+    """The package of this guest, a module imported now; None where no installed package declares the name."""
     found = entry_points(group=f"mmlora.{kind}", name=name)
     return next(iter(found)).load() if found else None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmlora.errors import MMLoraError
-from mmlora.paths import NOTEBOOKS, RUNS
+from mmlora.paths import NOTEBOOKS, new_run
 from mmlora.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
     from mmlora.reporting.page import html_report
     from mmlora.reporting.tables import headline
 
-    folder = Path(out).resolve() if out else RUNS / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    folder = Path(out).resolve() if out else new_run()
     _check(folder, resume)
     executed = folder / NOTEBOOK
     model, data = (str(Path(n).resolve()) if Path(n).exists() else n for n in (settings.model, settings.data))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import transformers
 
@@ -43,13 +44,14 @@ class Needs:
 
     def memory(self, bytes_each: int) -> int | None:
         """Bytes with weights of so many bytes each; activations grow alike."""
-        if not (self.parameters and self.trainable):
+        if not (self.parameters and self.trainable and self.activations):
             return None
         return bytes_each * self.parameters + TRAINED_BYTES * self.trainable + self.activations * bytes_each // 2
 
     def memory_nf4(self) -> int | None:
         """Bytes with frozen weights in four bits and all else as in 16 bits."""
-        return self.memory(2) and round(self.memory(2) - (2 - NF4_BYTES) * self.parameters)
+        whole = self.memory(2)
+        return None if whole is None or self.parameters is None else round(whole - (2 - NF4_BYTES) * self.parameters)
 
     def __str__(self):
         lines = {"download": _gb(self.download) if self.download else "nothing, it is here"}
@@ -97,7 +99,7 @@ def needs(name: str, *, problems: int = 12_726, settings: Settings = Settings())
         register(Path(name))
         found = hub.folder_sizes(Path(name))
     else:
-        found = hub.sizes(entry.repo if entry else name)
+        found = hub.sizes(entry.repo if entry and entry.repo else name)
     trainable, activations = None, None
     if found.config:
         config = transformers.CONFIG_MAPPING[found.config["model_type"]].from_dict(found.config).get_text_config()
@@ -111,7 +113,7 @@ def needs(name: str, *, problems: int = 12_726, settings: Settings = Settings())
     return Needs(name, found.missing, parameters, trainable, activations, problems, speed, record, advice)
 
 
-def _widths(config) -> int:
+def _widths(config: Any) -> int:
     """Inputs plus outputs of a layer's linear maps q, k, v, o, gate, up, down: the numbers that one rank adds to it."""
     width, heads = config.hidden_size, config.num_attention_heads
     head = getattr(config, "head_dim", None) or width // heads

@@ -8,6 +8,7 @@ user's cache.
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 
 import platformdirs
@@ -23,6 +24,11 @@ RESULTS = PACKAGE.parent / "results" if IN_CHECKOUT else PACKAGE / "_results"
 
 #: Written: one folder a run. Notebook 04 writes here by hand or headless, notebook 05 looks here.
 RUNS = (PACKAGE.parent if IN_CHECKOUT else Path.cwd()) / "runs"
+
+
+def new_run() -> Path:
+    """A folder in `RUNS` named by the time, for a run that asked for no other."""
+    return RUNS / datetime.now().strftime("%Y-%m-%d-%H%M%S")
 
 
 def cache_home() -> Path:

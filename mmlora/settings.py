@@ -19,7 +19,7 @@ from mmlora.training.settings import TrainSettings
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Split = Literal["validation", "test"]
-TOWERS = ("vision", "connector", "language")
+Tower = Literal["vision", "connector", "language"]
 TRAIN = {each.name: each.default for each in fields(TrainSettings)}  # a default of training stands there, once
 
 
@@ -67,7 +67,7 @@ class Settings:
     targets: tuple[str, ...] = _setting(
         ("all-linear",), "Adapter", "Linear modules by the end of their name, as q_proj,v_proj."
     )
-    towers: tuple[str, ...] = _setting(
+    towers: tuple[Tower, ...] = _setting(
         ("language",), "Adapter", "Of vision, connector, language; only language can be cached."
     )
     train_connector: bool = _setting(
@@ -103,8 +103,8 @@ class Settings:
                 raise SettingsError(
                     f"{name} is {value!r}; it can be {', '.join(get_args(kind))}{_hint(value, get_args(kind))}"
                 )
-        if strange := [tower for tower in self.towers if tower not in TOWERS]:
-            raise SettingsError(f"no tower is called {strange[0]!r}; there are {', '.join(TOWERS)}")
+        if strange := [tower for tower in self.towers if tower not in get_args(Tower)]:
+            raise SettingsError(f"no tower is called {strange[0]!r}; there are {', '.join(get_args(Tower))}")
         for name in ("minutes", "train_minutes", "steps", "train_problems", "test_problems", "rank", "alpha", "learning_rate",
                      "batch_size", "side"):  # fmt: skip
             value = getattr(self, name)
@@ -120,7 +120,8 @@ class Settings:
         for name in changes:
             if name not in known:
                 raise SettingsError(f"no setting is called {name!r}{_hint(name, known)}; there are {', '.join(known)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()})
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()}
+        return cls(**given)
 
     def changes(self) -> dict[str, Any]:
         """What differs from the defaults, as `of` takes it."""
@@ -137,7 +138,7 @@ class Settings:
                 words.append(",".join(value) if isinstance(value, tuple) else str(value))
         return shlex.join(words)
 
-    def training(self, minutes: float) -> TrainSettings:
+    def training(self, minutes: float | None) -> TrainSettings:
         """What `fit` needs: these minutes, or the steps where the settings count them."""
         budget = {"steps": self.steps} if self.steps is not None else {"minutes": minutes}
         return TrainSettings(**budget, learning_rate=self.learning_rate, batch_size=self.batch_size, seed=self.seed)

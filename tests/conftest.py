@@ -3,6 +3,9 @@
 import importlib
 import multiprocessing
 import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -47,6 +50,25 @@ def fresh_process():
 
 
 @pytest.fixture
+def numbers(monkeypatch):
+    """`numbers("bfloat16")`: from then on this process multiplies these, as one on another machine would."""
+    from accelerate.state import AcceleratorState
+
+    from mmlora.models.precision import precision
+
+    def forget():
+        precision.cache_clear()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    def choose(name: str):
+        monkeypatch.setenv("MMLORA_PRECISION", name)
+        forget()
+
+    yield choose
+    forget()
+
+
+@pytest.fixture
 def gpu(monkeypatch):
     """The measurement for cards, benchmarks/gpu.py."""
     monkeypatch.syspath_prepend(TESTS.parent / "benchmarks")
@@ -64,6 +86,51 @@ def tiny_vlm():
 @pytest.fixture(scope="session")
 def real_vlm():
     """SmolBridge itself, put together from the package index at the first use."""
-    from mmlora.models.vlm import load_vlm
+    from mmlora.models.vlm import load_base
 
-    return load_vlm("smolbridge")
+    return load_base("smolbridge")
+
+
+@dataclass(frozen=True)
+class ColabRun:
+    """What notebooks 00, 04 and 05 leave, run one after the other in an empty folder on the real weights."""
+
+    python: Path
+    before: dict[str, str] | None  # versions that were there before mmlora; None where there is no index to install it from
+    work: Path  # the empty folder
+    folder: Path  # the run's, inside it
+    printed: str  # by the run
+    notebooks: dict[str, Path]  # executed, by name
+
+
+@pytest.fixture(scope="session")
+def colab_run(tmp_path_factory):
+    """On a Python where the first cell of a notebook installed mmlora, as on Colab; on this one where no index answers."""
+    import colabvenv
+
+    from mmlora.doctor import index_answers
+    from mmlora.paths import NOTEBOOKS
+
+    work, python, before = tmp_path_factory.mktemp("work"), Path(sys.executable), None
+    if index_answers():
+        python, site = colabvenv.fresh_venv(tmp_path_factory.mktemp("colab") / "venv")
+        before = colabvenv.preinstall(["torch", "torchvision", "numpy", "ipykernel", "papermill", "nbconvert"], site)
+        installed = colabvenv.run_cell(python, work, TESTS.parent)
+        assert installed.returncode == 0, installed.stderr
+
+    def call(*words):
+        done = subprocess.run([python, "-m", *map(str, words)], cwd=work, env=colabvenv.on_colab(work), text=True,
+                              capture_output=True)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    def execute(name, *parameters):
+        call("papermill", NOTEBOOKS / name, work / name, "-k", "python3", "--no-progress-bar", *parameters)
+        return work / name
+
+    first = execute("00_start_here.ipynb", *"-p MINUTES 0.05 -p TRAIN 32 -p TEST 8".split())
+    folder = work / "runs" / "first"
+    printed = call("mmlora", "run", "--minutes", "0.5", "--out", folder)
+    last = execute("05_reading_the_results.ipynb", *"-p MAPS 1 -p GRID 4".split(), *(() if before else ("-p", "RUN", folder)))
+    notebooks = {"00": first, "04": folder / "04_one_hour_run.ipynb", "05": last}
+    return ColabRun(python, before, work, folder, printed, notebooks)

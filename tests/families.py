@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tinyvlm import END, START, STOP, tokenizer
@@ -121,12 +122,16 @@ def paligemma():
     return config, processor
 
 
-def text_only():
-    words_only = words()
-    chat = ("{% for m in messages %}" + START + "{{ m.role }}\n{{ m.content }}" + STOP + "\n{% endfor %}"
-            "{% if add_generation_prompt %}" + START + "assistant\n{% endif %}")
-    words_only.chat_template = chat
-    return AutoConfig.for_model("llama", vocab_size=len(words_only), pad_token_id=0, **TEXT), TextProcessor(words_only)
+def text_only(kind: str = "llama", **options):
+    """A language model; `options` are the architecture's own."""
+    def build():
+        words_only = words()
+        chat = ("{% for m in messages %}" + START + "{{ m.role }}\n{{ m.content }}" + STOP + "\n{% endfor %}"
+                "{% if add_generation_prompt %}" + START + "assistant\n{% endif %}")
+        words_only.chat_template = chat
+        config = AutoConfig.for_model(kind, **{"vocab_size": len(words_only), "pad_token_id": 0, **TEXT, **options})
+        return config, TextProcessor(words_only)
+    return build
 
 
 @dataclass(frozen=True)
@@ -145,15 +150,16 @@ FAMILIES = {
                             {"deepstack_visual_indexes": [1, 2], "num_position_embeddings": 64}), 2),
     "llava-1.5": Family(llava, 2),
     "paligemma2": Family(paligemma, 2),
-    "text-only": Family(text_only, 2, sees=False),
+    "text-only": Family(text_only(), 2, sees=False),
 }
 
 
-def build(name: str) -> VLM:
+def build(name: str, family: Family | None = None) -> VLM:
     """The model in evaluation mode, float32."""
-    config, processor = FAMILIES[name].build()
+    family = family or FAMILIES[name]
+    config, processor = family.build()
     torch.manual_seed(0)
-    kind = AutoModelForImageTextToText if FAMILIES[name].sees else AutoModelForCausalLM
+    kind = AutoModelForImageTextToText if family.sees else AutoModelForCausalLM
     model = kind.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():  # as large as in a trained model, so that what is seen changes what is said
         for parameter in model.parameters():
@@ -162,3 +168,10 @@ def build(name: str) -> VLM:
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.convert_tokens_to_ids(END)
     return VLM(name, model, processor)
+
+
+def save(vlm: VLM, folder: Path) -> Path:
+    """The model and its processor in a folder, as `load_base` takes it."""
+    vlm.model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    return folder

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_mirror"  # the account that may read gated repositories
 LARGE = (".safetensors", ".parquet", ".bin")  # these are kept in LFS, with a sha256
 
@@ -133,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [_sibling(p, data) if "blobs" in query else {"rfilename": p} for p, data in files.items()]
             counted = {"safetensors": {"parameters": {"F32": repo.parameters}, "total": repo.parameters}}
             self.json({"id": name, "sha": commit, "private": False, "gated": "manual" if repo.gated else False,
-                       "tags": [], "siblings": siblings, **(counted if repo.parameters else {})})
+                       "tags": [], "siblings": siblings, **_card(files), **(counted if repo.parameters else {})})
 
     def resolve(self, dataset, name, revision, path):
         kind = "datasets" if dataset else "models"
@@ -183,6 +185,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         """Quiet: `asked` is the log."""
+
+
+def _card(files: Mapping[str, bytes]) -> dict:
+    """What the hub has read at the head of the card, if there is one."""
+    _, *parts = files.get("README.md", b"").decode().split("---\n")
+    return {"cardData": yaml.safe_load(parts[0])} if parts else {}
 
 
 def _unquoted(part: str | None) -> str | None:

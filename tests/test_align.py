@@ -9,8 +9,8 @@ import tinyvlm
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmlora.minisqa.dataset import version
 from mmlora.smolbridge import align, assemble
-from mmlora.smolbridge import assemble as models
 from mmlora.smolbridge.align import SILENCE, ReadSettings, look, spell, whiten
 from tools import align_smolbridge
 from tools.align_smolbridge import read_right
@@ -72,10 +72,10 @@ def test_a_caption_counts_as_read_when_every_word_is_right():
 def aligned(tiny_vlm, tmp_path, monkeypatch):
     """Folder with the result, from pictures that were looked at before and whose captions are patterns of their own."""
     vlm = copy.deepcopy(tiny_vlm)
-    monkeypatch.setattr(assemble, "smolbridge", lambda connector: "tiny")
-    monkeypatch.setattr(vlm, "load_vlm", lambda name: vlm)
-    monkeypatch.setattr(align, "ReadSettings", lambda: ReadSettings(epochs=30, batch_size=16, dropout=0.0, held_out=100))
-    folder = tmp_path / "work" / "pictures-5-400"
+    monkeypatch.setattr(align_smolbridge, "assembled", lambda connector: "tiny")
+    monkeypatch.setattr(align_smolbridge, "load_base", {"tiny": vlm}.get)
+    monkeypatch.setattr(align_smolbridge, "ReadSettings", lambda: ReadSettings(epochs=30, batch_size=16, dropout=0.0, held_out=100))
+    folder = tmp_path / "work" / f"pictures-5-400-{version()}"
     folder.mkdir(parents=True)
     rng, connector = np.random.default_rng(0), vlm.model.model.connector
     kinds = rng.integers(len(CAPTIONS), size=400)
@@ -89,16 +89,16 @@ def aligned(tiny_vlm, tmp_path, monkeypatch):
     return tmp_path, vlm, seen, [CAPTIONS[k] for k in kinds]
 
 
-def test_the_bridge_learns_to_read_and_what_was_learned_ships(aligned):
+def test_the_connector_learns_to_read_and_what_was_learned_ships(aligned):
     folder, vlm, seen, captions = aligned
-    facts = json.loads((folder / "out" / "align_smolbridge.json").read_text())
+    facts = json.loads((folder / "out" / "align.json").read_text())
     assert facts["captions_read_right"] == {"squares": [100, 100]} and len(facts["log"]) == 30
     assert facts["log"][-1]["held_out_loss"] < 0.1 < facts["log"][0]["held_out_loss"]
-    shipped = models._connector(folder / "out" / "connector.safetensors")
-    sizes = models._sizes(shipped)
+    shipped = assemble._connector(folder / "out" / "connector.safetensors")
+    sizes = assemble._sizes(shipped)
     assert sizes == {"cell_width": 16, "connector_width": 64, "dictionary": facts["dictionary"],
                      "visual_tokens": facts["visual_tokens"]}
-    describe = load_file(folder / "work" / "pictures-5-400" / "describe.safetensors")
+    describe = load_file(folder / "work" / f"pictures-5-400-{version()}" / "describe.safetensors")
     assert torch.allclose(shipped["describe.weight"].float(), describe["weight"], atol=1e-2)
     connector = align.fitting(vlm.model, shipped["word_ids"], facts["visual_tokens"])
     connector.load_state_dict(shipped)

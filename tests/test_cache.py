@@ -2,26 +2,38 @@
 
 import copy
 import errno
+import io
 import os
 from dataclasses import replace
 
+import families
 import numpy as np
 import pytest
 import tinyvlm
 import torch
+from PIL import Image
 
 from mmlora.adapters import lora
 from mmlora.encoding import prefix as cache
+from mmlora.encoding import samples as encoding
+from mmlora.encoding.conversation import EncodingError
 from mmlora.encoding.prefix import CacheError, PrefixCache, boundary
+from mmlora.encoding.prompts import taught
 from mmlora.encoding.sample import collate
-from mmlora.encoding.samples import Samples
+from mmlora.encoding.samples import Samples, without_pixels
+from mmlora.models import vlm as models
+from mmlora.models.resolution import set_side
+from mmlora.models.vlm import load_base
+from mmlora.problems import pictures
 
 ALL = list(range(len(tinyvlm.PROBLEMS)))
+LESSONS = [taught(problem, "explanation_answer") for problem in tinyvlm.PROBLEMS]
+ANSWERS = [taught(problem, "answer") for problem in tinyvlm.PROBLEMS]
 
 
 @pytest.fixture(scope="module")
 def samples(tiny_vlm):
-    return Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "explanation_answer")
+    return Samples(tiny_vlm, LESSONS)
 
 
 @pytest.fixture
@@ -173,7 +185,7 @@ def test_the_same_weights_and_samples_use_the_cache_again(tiny_vlm, samples, ada
     first = PrefixCache.build(model, samples, tmp_path / "cache")
     with torch.no_grad():  # above the boundary
         model.get_base_model().model.language_model.layers[3].mlp.up_proj.base_layer.weight.mul_(2)
-    fresh = Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "explanation_answer")
+    fresh = Samples(tiny_vlm, LESSONS)
     again = PrefixCache.build(model, fresh, str(tmp_path / "cache"))
     assert len(fills) == 1 and again.fingerprint == first.fingerprint and "anew" not in capsys.readouterr().out
     assert np.array_equal(again.hidden, first.hidden)
@@ -201,15 +213,14 @@ def test_other_weights_below_the_boundary_build_it_anew(samples, adapted, tmp_pa
     PrefixCache.build(model, samples, tmp_path / "cache")
     change(model.get_base_model().model)
     PrefixCache.build(model, samples, tmp_path / "cache")
-    assert len(fills) == 2 and "was made from other weights or samples; building it anew" in capsys.readouterr().out
+    assert len(fills) == 2 and "was made from other weights, samples or numbers; building it anew" in capsys.readouterr().out
 
 
 def test_other_samples_format_or_boundary_build_it_anew(tiny_vlm, samples, adapted, tmp_path, fills):
-    model, problems = adapted(), list(tinyvlm.PROBLEMS)
-    repainted = [replace(problems[0], image=tinyvlm.picture("red", "black")), *problems[1:]]
+    model = adapted()
+    repainted = [replace(LESSONS[0], pictures=(tinyvlm.picture("red", "black"),)), *LESSONS[1:]]
     PrefixCache.build(model, samples, tmp_path / "cache")
-    for other in (Samples(tiny_vlm, problems[:2], "explanation_answer"), Samples(tiny_vlm, problems, "answer"),
-                  Samples(tiny_vlm, repainted, "explanation_answer")):
+    for other in (Samples(tiny_vlm, LESSONS[:2]), Samples(tiny_vlm, ANSWERS), Samples(tiny_vlm, repainted)):
         built = PrefixCache.build(model, other, tmp_path / "cache")
         assert built.lengths == other.lengths
     PrefixCache.build(adapted((3,)), other, tmp_path / "cache")
@@ -225,6 +236,47 @@ def test_a_damaged_cache_is_built_anew(samples, adapted, tmp_path, fills, capsys
     again = PrefixCache.build(model, samples, tmp_path / "cache")
     assert len(fills) == 2 and "is damaged" in capsys.readouterr().out
     assert np.array_equal(again.hidden, whole)
+
+
+def test_other_numbers_build_it_anew_and_are_no_other_data(samples, adapted, tmp_path, fills, numbers):
+    """A bfloat16 machine's states are other bits, but a run that was begun in float32 may go on with them."""
+    model = adapted()
+    first = PrefixCache.build(model, samples, tmp_path / "cache")
+    numbers("bfloat16")
+    again = PrefixCache.build(model, samples, tmp_path / "cache")
+    assert len(fills) == 2 and again.fingerprint == first.fingerprint == samples.fingerprint
+    PrefixCache.build(model, samples, tmp_path / "cache")
+    assert len(fills) == 2
+
+
+def test_every_sample_is_encoded_once_and_never_for_a_cache_that_is_found(tiny_vlm, adapted, tmp_path, monkeypatch):
+    encoded, original = [], encoding.encode
+
+    def counted(processor, conversation):
+        encoded.append(conversation.id)
+        return original(processor, conversation)
+
+    monkeypatch.setattr(encoding, "encode", counted)
+    monkeypatch.setattr(cache, "WINDOW", 3)
+    model = adapted()
+    first = PrefixCache.build(model, Samples(tiny_vlm, LESSONS), tmp_path / "cache")
+    assert encoded == [problem.id for problem in tinyvlm.PROBLEMS]
+    again = PrefixCache.build(model, Samples(tiny_vlm, LESSONS), tmp_path / "cache")
+    assert again.lengths == first.lengths and len(encoded) == len(LESSONS)
+
+
+def test_a_window_at_a_time_is_the_same_cache(samples, adapted, tmp_path, monkeypatch):
+    model = adapted()
+    whole = PrefixCache.build(model, samples, tmp_path / "whole")
+    monkeypatch.setattr(cache, "WINDOW", 1)
+    windows = PrefixCache.build(model, samples, tmp_path / "windows")
+    assert windows.lengths == whole.lengths == samples.lengths
+    assert np.abs(windows.hidden.view(np.float16) - whole.hidden.view(np.float16)).max() < 0.01
+    for a, b, i in zip(windows.rows, whole.rows, ALL):
+        kept = without_pixels(samples[i])
+        for row in (a, b):
+            assert row.id == kept.id and torch.equal(row.labels, kept.labels) and row.tokens.keys() == kept.tokens.keys()
+            assert all(torch.equal(row.tokens[name], kept.tokens[name]) for name in kept.tokens)
 
 
 # A full disk.
@@ -245,6 +297,9 @@ class FullDisk:
     def seek(self, place):
         return self.file.seek(place)
 
+    def tell(self):
+        return self.file.tell()
+
     def __enter__(self):
         return self
 
@@ -256,10 +311,10 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_vlm, samples, adapte
     model, folder = adapted().train(), tmp_path / "cache"
     PrefixCache.build(model, samples, folder)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    others = Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "answer")
+    others = Samples(tiny_vlm, ANSWERS)
     with monkeypatch.context() as patch:
         patch.setattr(cache, "open", FullDisk, raising=False)
-        with pytest.raises(CacheError, match=r"could not write the prefix cache to .*: No space left .* needs \d+ MB"):
+        with pytest.raises(CacheError, match=r"could not write the prefix cache to .*: No space left .*; free some space"):
             PrefixCache.build(model, others, folder)
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
@@ -268,17 +323,17 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_vlm, samples, adapte
 
 def test_an_old_cache_stays_until_the_new_one_is_complete(tiny_vlm, samples, adapted, tmp_path, monkeypatch):
     model, folder = adapted(), tmp_path / "cache"
-    old = PrefixCache.build(model, samples, folder).fingerprint
-    original, seen = cache._fill, []
+    old = PrefixCache.build(model, samples, folder).hidden.copy()
+    original, seen, key = cache._fill, [], cache._key(model, samples, boundary(model))
 
-    def looking(model, others, first, aside, key):
-        done = original(model, others, first, aside, key)
-        seen.append(PrefixCache._found(folder, old, samples) is not None and sorted(p.name for p in aside.iterdir()))
+    def looking(model, others, first, aside, new):
+        done = original(model, others, first, aside, new)
+        seen.append(PrefixCache._found(folder, key, samples) is not None and sorted(p.name for p in aside.iterdir()))
         return done
 
     monkeypatch.setattr(cache, "_fill", looking)
-    new = PrefixCache.build(model, Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "answer"), folder)
-    assert seen == [sorted(cache.FILES)] and new.fingerprint != old
+    new = PrefixCache.build(model, Samples(tiny_vlm, ANSWERS), folder)
+    assert seen == [sorted(cache.FILES)] and not np.array_equal(new.hidden, old)
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
 
 
@@ -295,6 +350,68 @@ def test_a_folder_with_something_else_in_it_is_left_alone(samples, adapted, tmp_
 def test_samples_know_what_they_are(tiny_vlm, samples):
     assert samples.ids == [p.id for p in tinyvlm.PROBLEMS]
     assert samples.lengths == [len(samples[i].input_ids) for i in ALL]
-    again = Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "explanation_answer")
+    again = Samples(tiny_vlm, LESSONS)
     assert again.fingerprint == samples.fingerprint
-    assert Samples(tiny_vlm, list(tinyvlm.PROBLEMS), "answer").fingerprint != samples.fingerprint
+    assert Samples(tiny_vlm, ANSWERS).fingerprint != samples.fingerprint
+
+
+# What a training set is known by.
+
+
+def fingerprint(vlm, *conversations) -> str:
+    return Samples(vlm, conversations or LESSONS).fingerprint
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """`stored()`: a tiny SmolVLM, loaded from its folder."""
+    folder = families.save(families.build("smolvlm"), tmp_path / "stored")
+    return lambda: load_base(folder)
+
+
+def test_it_follows_the_stored_weights_in_whatever_numbers(stored, tmp_path, monkeypatch):
+    first, changed = fingerprint(stored()), families.build("smolvlm")
+    next(changed.model.model.vision_model.parameters()).data.view(-1)[7] += 1e-3
+    other = load_base(families.save(changed, tmp_path / "other"))
+    assert fingerprint(stored().with_model(other.model)) != first
+    monkeypatch.setattr(models, "weights_dtype", lambda: torch.bfloat16)
+    halves = stored()
+    assert halves.model.dtype == torch.bfloat16 and fingerprint(halves) == first
+    assert fingerprint(halves.with_model(lora.attach(halves.model))) == first
+
+
+def test_it_follows_the_chat_template_and_the_side_of_pictures(stored):
+    plain, spoken, small = stored(), stored(), stored()
+    spoken.processor.chat_template = "Look. " + spoken.processor.chat_template
+    set_side(small.processor, 24)
+    assert len({fingerprint(vlm) for vlm in (plain, spoken, small)}) == 3
+    assert fingerprint(stored()) == fingerprint(plain)
+
+
+@pytest.mark.parametrize("read", [pictures.decoded, lambda data: Image.open(io.BytesIO(data))], ids=["problems'", "one's own"])
+def test_it_does_not_depend_on_whether_a_picture_was_decoded(tiny_vlm, read):
+    file = io.BytesIO()
+    tinyvlm.picture("red", "blue").save(file, "PNG")
+    picture = read(file.getvalue())
+    lesson = replace(LESSONS[0], pictures=(picture,))
+    before = fingerprint(tiny_vlm, lesson)
+    assert picture.tile, "it was decoded in place"
+    picture.load()
+    assert not picture.tile and fingerprint(tiny_vlm, lesson) == before
+
+
+def test_it_follows_the_colours_of_a_palette(tiny_vlm):
+    found = set()
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        picture = Image.new("P", (8, 8))
+        picture.putpalette(colour)
+        found.add(fingerprint(tiny_vlm, replace(LESSONS[0], pictures=(picture,))))
+    assert len(found) == 2
+
+
+def test_a_picture_that_cannot_be_read_is_named_before_anything_is_computed(tiny_vlm):
+    file = io.BytesIO()
+    tinyvlm.picture("red", size=(300, 200)).save(file, "JPEG")
+    broken = replace(LESSONS[0], pictures=(Image.open(io.BytesIO(file.getvalue()[:900])),))
+    with pytest.raises(EncodingError, match="problem left: its picture cannot be read .*truncated"):
+        Samples(tiny_vlm, [broken])

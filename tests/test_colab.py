@@ -1,22 +1,16 @@
 """Notebooks open on Colab: badges from one setting, and a first cell that installs without touching what is there."""
 
-import os
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from colabvenv import FILES, fresh_venv, run_cell
 
-from mmlora.doctor import index_answers
-from mmlora.paths import NOTEBOOKS, PACKAGE, cache_home
+from mmlora.paths import PACKAGE
 from mmlora.reporting.record import Metrics
 from tools import colab
-
-FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -24,7 +18,7 @@ def test_every_notebook_is_rendered_from_the_one_setting(file, tmp_path):
     copy = tmp_path / file.name
     copy.write_bytes(file.read_bytes())
     colab.render(copy)
-    assert nbformat.read(copy, as_version=4) == nbformat.read(file, as_version=4), "run python -m mmlora.colab"
+    assert nbformat.read(copy, as_version=4) == nbformat.read(file, as_version=4), "run python -m tools.colab"
     first, install = nbformat.read(file, as_version=4).cells[:2]
     owner = colab.repository().removeprefix("https://github.com/")
     assert f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/{file.name}" in first.source
@@ -33,16 +27,8 @@ def test_every_notebook_is_rendered_from_the_one_setting(file, tmp_path):
 
 def test_the_readme_has_a_badge_for_each_notebook():
     readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    assert colab.render_readme(readme) == readme, "run python -m mmlora.colab"
+    assert colab.render_readme(readme) == readme, "run python -m tools.colab"
     assert all(colab.badges(file.name) in readme for file in FILES)
-
-
-def fresh_venv(folder: Path) -> tuple[Path, Path]:
-    """A virtual environment with nothing but pip: its interpreter, and the folder of its packages."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    return python, Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
 
 
 @pytest.fixture
@@ -70,18 +56,6 @@ def project(folder: Path, requirement: str) -> Path:
     return folder
 
 
-def on_colab(source: Path) -> dict[str, str]:
-    variables = {"COLAB_RELEASE_TAG": "release-colab", "MMLORA_SOURCE": str(source), "MMLORA_HOME": str(cache_home()),
-                 "PIP_CONSTRAINT": os.devnull}  # whatever this machine's own settings hold back
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
-
-
-def run_cell(python: Path, folder: Path, source: Path) -> subprocess.CompletedProcess:
-    cell = nbformat.read(FILES[0], as_version=4).cells[1].source
-    return subprocess.run([python, "-c", f"{cell}\nimport mmlora"], cwd=folder, env=on_colab(source), capture_output=True,
-                          text=True)
-
-
 def test_the_first_cell_installs_and_leaves_torch_alone(colab_like, tmp_path):
     python, site = colab_like
     source = project(tmp_path / "project", "numpy>=2.0")
@@ -106,42 +80,27 @@ def test_on_a_local_install_it_does_nothing(tmp_path):
     assert done.returncode == 0 and not done.stdout and not list(tmp_path.iterdir())
 
 
-def preinstall(names: list[str], site: Path) -> dict[str, str]:
-    """Link packages of this Python, and all that they require, into another one's folder; their versions."""
-    versions, seen, todo = {}, set(), [Requirement(name) for name in names]
-    while todo:
-        wanted = todo.pop()
-        name, extras = canonicalize_name(wanted.name), frozenset({"", *wanted.extras})
-        if (name, extras) in seen:
-            continue
-        seen.add((name, extras))
-        needs = map(Requirement, metadata.requires(name) or [])
-        todo += [n for n in needs if n.marker is None or any(n.marker.evaluate({"extra": e}) for e in extras)]
-        if name in versions or name == "setuptools":  # which the environment may have brought along
-            continue
-        versions[name] = metadata.version(name)
-        for file in metadata.files(name):
-            if ".." not in file.parts and "__pycache__" not in file.parts:  # no scripts
-                (site / file).parent.mkdir(parents=True, exist_ok=True)
-                (site / file).symlink_to(file.locate())
-    return versions
-
-
-def test_notebook_04_runs_where_torch_was_there_before(tmp_path):
-    if not index_answers():
+def test_what_was_there_before_is_untouched(colab_run):
+    """The real packages: mmlora comes as a wheel and changes no version; run again, the cell does nothing."""
+    if colab_run.before is None:
         pytest.skip("no package index to install from")
-    python, site = fresh_venv(tmp_path / "venv")
-    before = preinstall(["torch", "torchvision", "numpy"], site)
-    installed = run_cell(python, tmp_path, PACKAGE.parent)
-    assert installed.returncode == 0, installed.stderr
     asked = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
-    after = subprocess.run([python, "-c", asked, *before], check=True, capture_output=True, text=True).stdout.split()
-    assert after == list(before.values()) and (site / "torch" / "__init__.py").is_symlink()
-    again = run_cell(python, tmp_path, tmp_path / "nowhere")
-    assert again.returncode == 0, again.stderr
-    done = subprocess.run(
-        [python, "-m", "papermill", NOTEBOOKS / "04_one_hour_run.ipynb", "executed.ipynb", "-k", "python3", "--no-progress-bar",
-         "-p", "MINUTES", "0.2", "-p", "OUT", "drive/run-1"], cwd=tmp_path, env=on_colab(tmp_path), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    metrics = Metrics.load(tmp_path / "drive" / "run-1" / "metrics.json")
-    assert metrics.samples_seen > 0 and metrics.versions["torch"] == before["torch"]
+    command = [colab_run.python, "-c", asked, *colab_run.before]
+    after = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert after == list(colab_run.before.values())
+    assert run_cell(colab_run.python, colab_run.work, colab_run.work / "nowhere").returncode == 0
+    assert Metrics.load(colab_run.folder / "metrics.json").versions["torch"] == colab_run.before["torch"]
+
+
+def test_a_wheel_has_the_recorded_hour_and_no_program_of_the_maintainers(colab_run):
+    if colab_run.before is None:
+        pytest.skip("no package index to install from")
+    package = next((colab_run.python.parent.parent / "lib").glob("python*/site-packages/mmlora"))
+    assert Metrics.load(package / "_results" / "one_hour_smolbridge" / "metrics.json").n_test == 1000
+    assert {"_data", "_weights", "_notebooks", "_results", "py.typed"} <= {path.name for path in package.iterdir()}
+    assert not list(package.rglob("build_assets.py")) and not list(package.parent.glob("tools"))
+
+
+def test_nothing_is_built_in_a_runs_folder(colab_run):
+    assert not list(colab_run.work.rglob("*.parquet")), "MiniSQA belongs into the user's cache"
+    assert not (colab_run.folder / "runs").exists()

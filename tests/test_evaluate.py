@@ -10,8 +10,8 @@ import torch
 from tinyvlm import picture
 
 from mmlora.encoding.loss import IGNORED
-from mmlora.encoding.prompts import target_text
-from mmlora.encoding.sample import encode, encode_prompt
+from mmlora.encoding.prompts import asked, target_text, taught
+from mmlora.encoding.sample import encode
 from mmlora.evaluation import answering, controls, occlusion
 from mmlora.evaluation.controls import majority_class
 from mmlora.evaluation.scores import (
@@ -49,7 +49,7 @@ def problems() -> list[Problem]:
 @torch.no_grad()
 def whole_row(vlm: VLM, problem: Problem, choice: int) -> float:
     """The definition: one full row, no cache, no padding."""
-    sample = encode(vlm.processor, replace(problem, answer=choice), "answer")
+    sample = encode(vlm.processor, taught(replace(problem, answer=choice), "answer"))
     pixels = sample.pictures.get("pixel_values")
     logits = vlm.model(input_ids=sample.input_ids[None], pixel_values=pixels).logits[0, :-1].log_softmax(-1)
     labels = sample.labels[1:]
@@ -71,7 +71,7 @@ def test_likelihood_equals_scoring_whole_rows(vlm, problems):
 
 def test_letter_is_the_next_token(vlm, problems):
     for problem, prediction in zip(problems, answering.evaluate(vlm, problems, "letter", progress=False), strict=True):
-        sample = encode_prompt(vlm.processor, problem)
+        sample = encode(vlm.processor, asked(problem))
         pixels = sample.pictures.get("pixel_values")
         with torch.no_grad():
             log_probs = vlm.model(input_ids=sample.input_ids[None], pixel_values=pixels).logits[0, -1].log_softmax(-1)
@@ -127,7 +127,7 @@ def test_what_does_not_fit_in_memory_is_answered_in_parts(vlm, problems, small_m
 
 def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):
     said = {"a": "It is dark olive. The answer is dark olive green.", "b": "I would rather not say."}
-    monkeypatch.setattr(answering, "_generate", lambda vlm, batch, limit, prompt: ([said[p.id] for p in batch], 0))
+    monkeypatch.setattr(answering, "generate", lambda vlm, batch, limit: ([said[c.id] for c in batch], 0))
     first, second = answering.evaluate(vlm, problems[:2], "generate", progress=False)
     assert (first.choice, first.correct) == (1, True)
     assert (second.choice, second.correct) == (None, False)
@@ -137,7 +137,7 @@ def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):
 
 def test_the_official_scorer_guesses_and_says_so(vlm, problems, monkeypatch):
     said = dict(zip((p.id for p in problems), ("Because. The answer is B.", "Hm.", "The answer is E.", "A.")))
-    monkeypatch.setattr(answering, "_generate", lambda vlm, batch, limit, prompt: ([said[p.id] for p in batch], 0))
+    monkeypatch.setattr(answering, "generate", lambda vlm, batch, limit: ([said[c.id] for c in batch], 0))
     with pytest.warns(UserWarning, match="2 of 4 answers named no letter and were guessed"):
         answers = answering.evaluate(vlm, problems, "official", progress=False)
     assert (answers[0].choice, answers[2].choice) == (1, 4)
@@ -159,7 +159,7 @@ def test_shuffle_is_fixed_by_its_seed_and_mapped_back(vlm, problems, monkeypatch
         assert prediction.choice == int(np.argmax(prediction.scores))
         assert prediction.correct == (prediction.choice == problem.answer)
     for i, choice in enumerate(problems[0].choices):
-        monkeypatch.setattr(answering, "_generate", lambda vlm, batch, limit, prompt: ([f"The answer is {choice}."], 0))  # noqa: B023
+        monkeypatch.setattr(answering, "generate", lambda vlm, batch, limit: ([f"The answer is {choice}."], 0))  # noqa: B023
         assert answering.evaluate(vlm, problems[:1], "generate", shuffle_seed=7, progress=False)[0].choice == i
 
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from tinyvlm import PROBLEMS
 
-from mmlora.adapters.files import load_adapter, save_adapter
+from mmlora.adapters.files import load_adapter, load_vlm, save_adapter
 from mmlora.adapters.lora import attach
 from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.prompts import taught
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import evaluate
-from mmlora.models import precision as models
+from mmlora.models import vlm as models
 from mmlora.models.precision import nf4_settings
-from mmlora.models.vlm import VLM, load_vlm
 from mmlora.training.fit import fit
 from mmlora.training.settings import TrainSettings
 
@@ -40,14 +40,14 @@ def test_an_adapter_learns_over_four_bit_weights(load, tmp_path):
     vlm = load()
     assert sum(isinstance(module, bitsandbytes.nn.Linear4bit) for module in vlm.model.modules()) > 4 * 7
     model = attach(vlm.model, rank=4, layers=(2, 3))
-    samples = Samples(vlm, list(PROBLEMS), "explanation_answer")
+    samples = Samples(vlm, [taught(problem, "explanation_answer") for problem in PROBLEMS])
     cached = PrefixCache.build(model, samples, tmp_path / "cache")
     plain, ours = losses(model, samples, cached)
     assert ours == pytest.approx(plain, rel=1e-3)
     fit(model, cached, TrainSettings(steps=80, batch_size=4, learning_rate=1e-2), tmp_path / "run")
     learned = losses(model, samples)[0]
     assert learned < 0.9 * plain
-    answers = evaluate(VLM("four bits", model, vlm.processor), PROBLEMS, "generate", max_new_tokens=8, progress=False)
+    answers = evaluate(vlm.with_model(model), PROBLEMS, "generate", max_new_tokens=8, progress=False)
     assert all(answer.text for answer in answers)
     save_adapter(model, tmp_path / "adapter", {})
     fresh = load_adapter(load().model, tmp_path / "adapter")

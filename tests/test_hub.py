@@ -21,6 +21,7 @@ LLAMA = b'{"model_type": "llama"}'
 CODE = {"AutoModel": "modeling_odd.OddModel"}
 CHUNK = 10 * 2**20  # huggingface_hub writes, and so resumes, in steps of this many bytes
 MARK = "the answers: "
+CARD = b"---\nlicense: apache-2.0\ntags:\n- tiny\n---\n# A card\n"
 
 
 def attempt(repo: str, revision: str | None = None, **how) -> dict | str:
@@ -31,25 +32,26 @@ def attempt(repo: str, revision: str | None = None, **how) -> dict | str:
         found = hub.download(repo, revision, **how)
     except hub.HubError as error:
         return str(error)
-    return {"path": str(found.path), "revision": found.revision, "files": sorted(os.listdir(found.path))}
+    return {"path": str(found.path), "revision": found.revision, "files": sorted(os.listdir(found.path)),
+            "licence": found.licence, "weights": found.weights}
 
 
-def online(old: str) -> dict:
+def online(old: str, first: str, adapter: str) -> dict:
     """Runs in the child: everything that needs the mirror, in the order in which the tests explain it."""
     from dataclasses import asdict
 
     import datasets
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    import mmlora.smolbridge  # noqa: F401  (transformers learns the architecture)
+    from mmlora.adapters.files import load_vlm
     from mmlora.evaluation.answering import evaluate
     from mmlora.models import hub
-    from mmlora.models.needs import plan
-    from mmlora.models.vlm import load_vlm
+    from mmlora.models.vlm import load_base
+    from mmlora.needs import needs
     from mmlora.problems.load import load_problems
     from mmlora.problems.rows import DataError
 
-    said = {"plan": str(plan("maker/planned")), "gated plan": str(plan("google/paligemma2-3b-pt-224"))}
+    said = {"needs": str(needs("maker/planned")), "gated needs": str(needs("google/paligemma2-3b-pt-224"))}
     said["first"], said["second"] = attempt("maker/tiny"), attempt("maker/tiny")
     said["cached"] = attempt("maker/tiny", offline=True)
     said["sizes"] = asdict(hub.sizes("maker/tiny"))
@@ -69,7 +71,9 @@ def online(old: str) -> dict:
     said["problems"] = [problems.column_names, problems[0]["choices"], problems[0]["answer"], problems[0]["image"].size,
                         problems[1]["image"]]
     vlm, records = load_vlm("maker/tiny"), load_problems("maker/questions", "test")
-    said["vlm"] = [vlm.name, vlm.revision, vlm.model.num_parameters()]
+    said["vlm"] = [vlm.name, asdict(vlm.base), vlm.model.num_parameters()]
+    said["base before"] = asdict(load_base("maker/family", revision=first).base)
+    said["ours"] = save_adapter_on("maker/family", adapter)
     said["records"] = [(p.id, p.choices, p.answer, p.image is not None) for p in records]
     said["answered"] = [q.text for q in evaluate(vlm, records, progress=False)]
     for source, split in (("maker/questions", "train"), ("maker/nowhere", "test")):
@@ -78,6 +82,55 @@ def online(old: str) -> dict:
         except DataError as error:
             said[f"{source} {split}"] = str(error)
     return said
+
+
+def save_adapter_on(name: str, folder: str) -> dict:
+    """Runs in the child: an adapter on a model of the hub, and beside it what the two make of one picture."""
+    import tinyvlm
+    import torch
+    from safetensors.torch import save_file
+
+    from mmlora.adapters.files import load_vlm, save_adapter
+    from mmlora.adapters.lora import attach
+
+    torch.set_num_threads(1)
+    vlm = load_vlm(name)
+    model = attach(vlm.model, rank=4)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which colour?"}]}]
+    text = vlm.processor.apply_chat_template(chat, add_generation_prompt=True)
+    data = vlm.processor(images=[tinyvlm.picture("red")], text=[text], return_tensors="pt")
+    save_adapter(model, folder, {}, processor=vlm.processor, data_licence="cc-by-nc-sa-4.0")
+    with torch.inference_mode():
+        adapted = model.eval()(**data).logits
+        again = load_vlm(folder).model(**data).logits  # our own way back
+        with model.disable_adapter():
+            plain = model(**data).logits
+    save_file({**data, "adapted": adapted}, Path(folder, "ours.safetensors"))
+    return {"again": torch.equal(again, adapted), "adapter changes": (adapted - plain).abs().max().item()}
+
+
+def with_plain_peft(folder: str) -> dict:
+    """Runs in the child: what somebody who has never heard of mmlora gets from the adapter."""
+    import torch
+    from peft import PeftConfig, PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    torch.set_num_threads(1)
+    config, data = PeftConfig.from_pretrained(folder), load_file(Path(folder, "ours.safetensors"))
+    expected = data.pop("adapted")
+    base = AutoModelForImageTextToText.from_pretrained(
+        config.base_model_name_or_path, revision=config.revision, dtype=torch.float32
+    )
+    processor = AutoProcessor.from_pretrained(folder)
+    with torch.inference_mode():
+        model = PeftModel.from_pretrained(base, folder).eval()
+        found = model(**data).logits
+    return {"base": config.base_model_name_or_path, "revision": config.revision, "equal": torch.equal(found, expected),
+            "strangers": [m for m in sys.modules if m.startswith("mmlora")], "processor": type(processor).__name__}
 
 
 def from_cache(*names: str) -> dict:
@@ -95,6 +148,11 @@ def child(endpoint: str, home: Path, function: str, *arguments: str, **environme
     })
     assert MARK in done.stdout, done.stderr
     return SimpleNamespace(answers=json.loads(done.stdout.rpartition(MARK)[2]), screen=done.stderr)
+
+
+def weights_hash(*files: bytes) -> str:
+    """As `models.base` defines it: over the SHA-256 of each weights file."""
+    return hashlib.sha256("".join(hashlib.sha256(data).hexdigest() for data in files).encode()).hexdigest()
 
 
 def questions() -> bytes:
@@ -116,15 +174,20 @@ def questions() -> bytes:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory, tiny_vlm):
     """The mirror after `online` has run against it: `hub`, `home`, `answers`, `screen`, `old` (a former commit)."""
+    import families
+
     folder = tmp_path_factory.mktemp("tiny")
     tiny_vlm.model.save_pretrained(folder)
     tiny_vlm.processor.save_pretrained(folder)
     tiny = {file.name: file.read_bytes() for file in folder.iterdir()}
+    family = families.save(families.build("smolvlm"), tmp_path_factory.mktemp("family"))
+    family = {file.name: file.read_bytes() for file in family.iterdir()}
     weights = os.urandom(300_000)
     whole = {"config.json": LLAMA, "model.safetensors": weights}
     with hubmirror.HubMirror() as hub:
-        hub.model("maker/tiny", {**tiny, "README.md": b"a card", "onnx/model.onnx": b"x", "pytorch_model.bin": b"x",
+        hub.model("maker/tiny", {**tiny, "README.md": CARD, "onnx/model.onnx": b"x", "pytorch_model.bin": b"x",
                                  "onnx/config.json": b"{}"})
+        grown = hub.model("maker/family", family)
         hub.model("maker/planned", tiny).parameters = 123_456
         moved = hub.model("maker/moved", whole)
         old = moved.refs["v1"] = moved.refs["main"]
@@ -142,8 +205,12 @@ def ran(tmp_path_factory, tiny_vlm):
         hub.dataset("maker/questions", {"README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n",
                                         "data/test-00000-of-00001.parquet": questions()})
         home = tmp_path_factory.mktemp("home")
-        done = child(hub.url, home, "online", old)
-    return SimpleNamespace(hub=hub, home=home, **vars(done), old=old, tiny=tiny, weights=weights, long=long)
+        first, adapter = grown.refs["main"], tmp_path_factory.mktemp("adapter")
+        grown.commit({**family, "README.md": CARD})
+        done = child(hub.url, home, "online", old, first, str(adapter))
+        plain = child(hub.url, home, "with_plain_peft", str(adapter)).answers
+    return SimpleNamespace(hub=hub, home=home, **vars(done), plain=plain, adapter=adapter, first=first, old=old, tiny=tiny,
+                           weights=weights, long=long)
 
 
 def test_first_download_fetches_only_what_is_needed_and_shows_it(ran):
@@ -166,10 +233,10 @@ def test_sizes_need_no_weights(ran):
                                     "config": json.loads(ran.tiny["config.json"])}
 
 
-def test_plan_asks_for_the_configuration_alone(ran):
-    assert "123,456" in ran.answers["plan"] and "not measured yet" in ran.answers["plan"]
+def test_needs_asks_for_the_configuration_alone(ran):
+    assert "123,456" in ran.answers["needs"] and "not measured yet" in ran.answers["needs"]
     assert ran.hub.fetched("maker/planned") == ["config.json"]
-    assert "3,000,000,000" in ran.answers["gated plan"], "without access the catalogue's figure"
+    assert "3,000,000,000" in ran.answers["gated needs"], "without access the catalogue's figure"
 
 
 def test_a_revision_is_kept(ran):
@@ -236,9 +303,10 @@ def test_datasets_loads_problems_with_scienceqas_features(ran):
 def test_offline_the_cache_is_enough_and_is_checked(ran):
     damaged = Path(ran.answers["maker/broken"]["path"], "model.safetensors")
     damaged.write_bytes(ran.long[:-1] + bytes([ran.long[-1] ^ 1]))
-    names = ("maker/moved", "maker/broken", "maker/never")
+    names = ("maker/moved", "maker/broken", "maker/never", "maker/tiny")
     got = child(ran.hub.url, ran.home, "from_cache", *names, HF_HUB_OFFLINE="1").answers
     assert got["maker/moved"] == ran.answers["newest"]
+    assert got["maker/tiny"] == ran.answers["first"], "its weights and its licence too"
     assert "sha256" in got["maker/broken"] and not damaged.exists()
     assert "not wholly, in the cache" in got["maker/never"] and "offline mode is on" in got["maker/never"]
 
@@ -254,10 +322,49 @@ def test_without_network_the_cache_is_enough(ran):
 
 def test_a_vlm_and_its_problems_by_name(ran):
     """What a user calls: the model with the commit that it came from, and the data set as `Problem`s."""
-    name, revision, parameters = ran.answers["vlm"]
-    assert (name, revision) == ("maker/tiny", ran.hub.models["maker/tiny"].refs["main"])
+    name, base, parameters = ran.answers["vlm"]
+    commit, weights = ran.hub.models["maker/tiny"].refs["main"], weights_hash(ran.tiny["model.safetensors"])
+    assert (name, base) == ("maker/tiny", {"name": "maker/tiny", "revision": commit, "licence": "apache-2.0", "weights": weights})
     assert parameters == ran.answers["loaded"][1]
     assert ran.answers["records"] == [["test-0", ["red", "blue"], 1, True], ["test-1", ["yes", "no"], 0, False]]
     assert len(ran.answers["answered"]) == 2
     assert "has no train-*.parquet, only data/test-00000-of-00001.parquet" in ran.answers["maker/questions train"]
     assert "there is no folder maker/nowhere here, and" in ran.answers["maker/nowhere test"]
+
+
+# Which base it is, and what a stranger makes of an adapter on it.
+
+
+def test_a_snapshot_knows_its_weights_and_the_licence_of_its_card(ran):
+    first, moved = ran.answers["first"], ran.answers["newest"]
+    assert first["licence"] == "apache-2.0" and first["weights"] == weights_hash(ran.tiny["model.safetensors"])
+    assert moved["licence"] == "other", "it has no card"
+    assert moved["weights"] == ran.answers["old"]["weights"] == weights_hash(ran.weights), "the same under two commits"
+    assert ran.answers["spoiled again"]["weights"] == moved["weights"]
+
+
+def test_the_weights_are_known_offline_too(ran):
+    """From the record of the download (see above); and where that was lost, from the files alone."""
+    bare = {"HF_HUB_OFFLINE": "1", "MMLORA_HOME": str(ran.home / "elsewhere")}
+    found = child(ran.hub.url, ran.home, "from_cache", "maker/tiny", **bare).answers["maker/tiny"]
+    assert found["weights"] == ran.answers["first"]["weights"] and found["licence"] == "other"
+
+
+def test_the_revision_that_was_asked_for_is_the_bases(ran):
+    before = ran.answers["base before"]
+    assert (before["name"], before["revision"], before["licence"]) == ("maker/family", ran.first, "other")
+    assert before["revision"] != ran.hub.models["maker/family"].refs["main"]
+
+
+def test_plain_peft_finds_the_base_of_an_adapter_and_computes_the_same(ran):
+    assert ran.answers["ours"]["again"] and ran.answers["ours"]["adapter changes"] > 0.1
+    assert ran.plain == {"base": "maker/family", "revision": ran.hub.models["maker/family"].refs["main"], "equal": True,
+                         "strangers": [], "processor": "Idefics3Processor"}
+    config = json.loads((ran.adapter / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (ran.plain["base"], ran.plain["revision"])
+
+
+def test_the_card_of_an_adapter_names_its_base_and_the_stricter_licence(ran):
+    card = (ran.adapter / "README.md").read_text(encoding="utf-8")
+    assert 'base_model: "maker/family"' in card and 'license: "cc-by-nc-sa-4.0"' in card
+    assert ran.plain["revision"] in card and "(base apache-2.0, data cc-by-nc-sa-4.0)" in card

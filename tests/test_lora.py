@@ -1,7 +1,9 @@
 """The adapter's life as a chain of theorems, and every way to ask for the wrong one."""
 
+import copy
 import json
 
+import families
 import pytest
 import tiny
 import torch
@@ -10,9 +12,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmlora.adapters import files, lora, towers
+from mmlora.adapters.card import licence_of_both
 from mmlora.adapters.lora import AdapterError
+from mmlora.models import base as bases
+from mmlora.models import vlm as models
+from mmlora.models.vlm import load_base
 from mmlora.smolbridge.model import SmolBridgeConfig
-from mmlora.training import fit, settings
+from mmlora.training.fit import fit
+from mmlora.training.settings import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +27,14 @@ def trained(tmp_path_factory):
     """(model, base weights before, adapter before) after a few real steps."""
     model = tiny.adapted()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    settings = settings.TrainSettings(steps=6, batch_size=8, learning_rate=1e-2)
-    fit.fit(model, tiny.Tokens(), settings, tmp_path_factory.mktemp("run"))
+    settings = TrainSettings(steps=6, batch_size=8, learning_rate=1e-2)
+    fit(model, tiny.Tokens(), settings, tmp_path_factory.mktemp("run"))
     return model, before
 
 
 @pytest.fixture
 def saved(trained, tmp_path):
-    fields = {"title": "Tiny", "license": "apache-2.0", "test accuracy": 0.5, "seed": 0}
-    return files.save_adapter(trained[0], tmp_path / "adapter", fields)
+    return files.save_adapter(trained[0], tmp_path / "adapter", {"test accuracy": 0.5, "seed": 0})
 
 
 # The chain.
@@ -68,13 +74,62 @@ def test_peft_alone_loads_it_too(trained, saved):
 
 
 def test_the_files_are_the_same_every_time_and_the_card_is_filled(trained, saved, tmp_path):
-    again = files.save_adapter(trained[0], tmp_path / "again", {"title": "Tiny"})
+    again = files.save_adapter(trained[0], tmp_path / "again", {"seed": 1})
     assert (again / "adapter_config.json").read_bytes() == (saved / "adapter_config.json").read_bytes()
     tensors = [load_file(folder / "adapter_model.safetensors") for folder in (saved, again)]
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0] | tensors[1])
     card = (saved / "README.md").read_text()
-    assert "# Tiny" in card and "| test accuracy | 0.5 |" in card and 'license: "apache-2.0"' in card
-    assert "More Information Needed" not in card
+    assert "# LoRA adapter for LlamaForCausalLM" in card and "| test accuracy | 0.5 |\n| seed | 0 |" in card
+    assert 'license: "other"' in card and "base_model:" not in card and "More Information Needed" not in card
+
+
+@pytest.mark.filterwarnings("error:Unable to fetch remote file")  # what is saved here is known here
+def test_the_card_and_the_configuration_name_the_base_as_the_hub_does(tmp_path):
+    model = tiny.decoder()
+    bases.mark(model, bases.Base("someone/tiny", "abc123", "apache-2.0", "f" * 64))
+    folder = files.save_adapter(lora.attach(model), tmp_path, {"a|b": "c|d"}, data_licence="cc-by-nc-sa-4.0")
+    card = (folder / "README.md").read_text()
+    assert card.startswith('---\nbase_model: "someone/tiny"\nlibrary_name: "peft"\nlicense: "cc-by-nc-sa-4.0"\n')
+    for row in ("its revision | abc123", "licence | cc-by-nc-sa-4.0 (base apache-2.0, data cc-by-nc-sa-4.0)", "a|b | c/d"):
+        assert f"| {row} |" in card
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("someone/tiny", "abc123")
+
+
+@pytest.mark.parametrize("base, data, both", [
+    ("apache-2.0", "apache-2.0", "apache-2.0"), ("gemma", "mit", "gemma"), ("mit", "cc-by-nc-sa-4.0", "cc-by-nc-sa-4.0"),
+    ("gemma", "cc-by-nc-sa-4.0", "other"), ("other", "apache-2.0", "other"), ("apache-2.0", "other", "other"),
+])
+def test_the_licence_is_that_of_the_stricter_part(base, data, both):
+    assert licence_of_both(base, data) == both
+
+
+# Taken off again.
+
+
+@pytest.mark.parametrize("through", ["the adapted model", "the base inside it"])
+def test_an_adapter_is_taken_off_without_a_trace(through):
+    base = tiny.decoder()
+    names = [name for name, _ in base.named_modules()]
+    model = lora.attach(base, layers=(1, 3))
+    bare = lora.detach(model if through == "the adapted model" else base)
+    assert bare is base and not lora.is_wrapped(bare) and [name for name, _ in bare.named_modules()] == names
+    assert torch.equal(tiny.logits(bare), tiny.logits(tiny.decoder()))
+    again = lora.attach(bare, rank=4, layers=(2, 3), dropout=0.1)
+    assert set(again.peft_config) == {"default"}
+    fresh = tiny.adapted()
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in fresh.named_parameters()}
+    assert all(torch.equal(p, fresh.get_parameter(n)) for n, p in again.named_parameters())
+
+
+def test_a_bare_model_is_detached_as_it_is():
+    base = tiny.decoder()
+    assert lora.detach(base) is base and torch.equal(tiny.logits(base), tiny.logits(tiny.decoder()))
+
+
+def test_what_was_learned_is_taken_off_too(trained):
+    model = copy.deepcopy(trained[0])
+    assert torch.equal(tiny.logits(lora.detach(model)), tiny.logits(tiny.decoder()))
 
 
 # Where it goes.
@@ -88,8 +143,9 @@ def test_the_table_counts_by_tower(capsys):
     assert f"{language.trainable:,}" in capsys.readouterr().out
 
 
-def test_the_default_layers_are_the_upper_third():
-    assert {name.split(".")[2] for name in lora.attach(tiny.decoder()).peft_config["default"].target_modules} == {"3"}
+def test_the_default_layers_are_the_upper_half():
+    names = lora.attach(tiny.decoder()).peft_config["default"].target_modules
+    assert {name.split(".")[2] for name in names} == {"2", "3"}
 
 
 def test_targets_choose_by_name():
@@ -170,15 +226,127 @@ def test_gradient_norms_tell_the_towers_apart():
     assert norms == {"language": pytest.approx(expected), "connector": 0.0}
 
 
-def test_what_an_adapter_cannot_hold_is_not_lost_silently(tmp_path):
-    model = tiny.adapted()
-    model.get_base_model().lm_head.weight.requires_grad_(True)
-    with pytest.raises(AdapterError, match="lm_head.weight was trained beside the adapter"):
-        files.save_adapter(model, tmp_path, {})
+# What was trained beside an adapter.
 
 
-def _edit(folder, change):
-    path = folder / "adapter_model.safetensors"
+def picture_logits(model) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, 200, (2, 12), generator=generator)
+    ids[:, 2:6] = model.config.image_token_id
+    with torch.inference_mode():
+        return model(input_ids=ids, pixel_values=torch.randn(2, 3, 128, 128, generator=generator)).logits
+
+
+@pytest.fixture(params=["made by hand", "in a folder"])
+def fresh(request, tiny_vlm, tmp_path):
+    """`fresh()`: another copy of the tiny SmolBridge, known by its values or by its files."""
+    if request.param == "made by hand":
+        return lambda: copy.deepcopy(tiny_vlm.model)
+    tiny_vlm.model.save_pretrained(tmp_path / "base")
+    tiny_vlm.processor.save_pretrained(tmp_path / "base")
+    return lambda: load_base(tmp_path / "base").model
+
+
+def with_connector(model):
+    """An adapter, and a connector that was trained with it."""
+    model = lora.attach(model, rank=4)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if towers.tower_of(name) == "connector":
+                parameter.requires_grad_(True).mul_(1.5)
+            elif ".lora_B." in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+def test_a_trained_connector_is_saved_and_loaded(fresh, tmp_path):
+    model, bare = with_connector(fresh()), picture_logits(fresh())
+    folder = files.save_adapter(model, tmp_path / "adapter", {})
+    kept = load_file(folder / "trained.safetensors")
+    assert kept.keys() == {n for n, _ in model.get_base_model().named_parameters() if towers.tower_of(n) == "connector"}
+    assert f"{len(kept)} tensors in trained.safetensors" in (folder / "README.md").read_text()
+    again = files.load_adapter(fresh(), folder)
+    assert torch.equal(picture_logits(again), picture_logits(model)) and not torch.equal(picture_logits(again), bare)
+    assert not any(p.requires_grad for p in again.parameters())
+    adapter_alone = files.load_adapter(fresh(), files.save_adapter(lora.attach(fresh(), rank=4), folder, {}))
+    assert not (folder / "trained.safetensors").exists() and torch.equal(picture_logits(adapter_alone), bare)
+
+
+def test_what_was_loaded_beside_an_adapter_goes_where_it_goes(fresh, tmp_path):
+    folder = files.save_adapter(with_connector(fresh()), tmp_path / "adapter", {})
+    loaded = files.load_adapter(fresh(), folder)
+    again = files.load_adapter(fresh(), files.save_adapter(loaded, tmp_path / "again", {}))
+    assert torch.equal(picture_logits(again), picture_logits(loaded))
+    assert torch.equal(picture_logits(lora.detach(loaded)), picture_logits(fresh()))
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda t: t.update(extra=torch.zeros(1)), "1 tensors are unexpected, such as extra"),
+    (lambda t: t.update({min(t): torch.zeros(3)}), "has shape"),
+])
+def test_what_was_trained_beside_must_fit_too(tiny_vlm, tmp_path, change, sentence):
+    base = copy.deepcopy(tiny_vlm.model)
+    folder = files.save_adapter(with_connector(copy.deepcopy(base)), tmp_path, {})
+    _edit(folder, change, "trained.safetensors")
+    with pytest.raises(AdapterError, match=sentence):
+        files.load_adapter(base, folder)
+    assert torch.equal(picture_logits(base), picture_logits(tiny_vlm.model)) and not lora.is_wrapped(base)
+
+
+def test_smolbridges_adapter_folder_gives_back_what_was_trained(tiny_vlm, tmp_path):
+    base = load_base(families.save(tiny_vlm, tmp_path / "base"))
+    base.processor.chat_template = "Look. " + base.processor.chat_template
+    model = with_connector(base.model)
+    again = files.load_vlm(files.save_adapter(model, tmp_path / "adapter", {}, processor=base.processor))
+    assert torch.equal(picture_logits(again.model), picture_logits(model))
+    assert type(again.processor) is type(base.processor) and again.processor.chat_template == base.processor.chat_template
+
+
+# Which base.
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """The folder of a tiny text-only model."""
+    return families.save(families.build("text-only"), tmp_path / "stored")
+
+
+def test_the_same_files_are_the_same_base_in_any_numbers(stored, tmp_path, monkeypatch, capsys):
+    model = lora.attach(load_base(stored).model)
+    with torch.no_grad():
+        model.get_parameter(next(n for n, _ in model.named_parameters() if ".lora_B." in n)).fill_(0.1)
+    folder = files.save_adapter(model, tmp_path / "adapter", {})
+    capsys.readouterr()
+    assert torch.equal(tiny.logits(files.load_adapter(load_base(stored).model, folder)), tiny.logits(model.eval()))
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(models, "weights_dtype", lambda: torch.bfloat16)
+    halves = load_base(stored).model
+    assert halves.dtype == torch.bfloat16 and bases.base_of(halves) == bases.base_of(model)
+    loaded = files.load_adapter(halves, folder)
+    assert capsys.readouterr().out.splitlines() == [
+        f"the adapter in {folder} was trained on weights in float32, these are in bfloat16: a few answers may differ"]
+    assert torch.allclose(tiny.logits(loaded).float(), tiny.logits(model), atol=0.1)
+
+
+def test_another_folders_weights_are_refused(stored, tmp_path):
+    folder = files.save_adapter(lora.attach(load_base(stored).model), tmp_path / "adapter", {})
+    vlm = families.build("text-only")
+    with torch.no_grad():
+        vlm.model.model.layers[0].mlp.up_proj.weight[3, 4] += 1e-3
+    other = load_base(families.save(vlm, tmp_path / "other")).model
+    with pytest.raises(AdapterError, match="was trained on other weights"):
+        files.load_adapter(other, folder)
+    assert not lora.is_wrapped(other)
+    moved = load_base(stored.rename(tmp_path / "moved")).model
+    assert files.load_adapter(moved, folder)
+
+
+# Errors of files.
+
+
+def _edit(folder, change, name="adapter_model.safetensors"):
+    path = folder / name
     with files.safe_open(path, "pt") as file:
         marks = file.metadata()
     tensors = load_file(path)

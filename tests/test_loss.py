@@ -1,11 +1,18 @@
 """The folded loss is torch's cross-entropy, in value and in gradient."""
 
+import families
 import pytest
 import torch
+from tinyvlm import PROBLEMS
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from mmlora.adapters import lora
 from mmlora.encoding.loss import CHUNK, IGNORED, supervised_loss
+from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.prompts import taught
+from mmlora.encoding.sample import collate
+from mmlora.encoding.samples import Samples
 
 
 def example(length: int, supervised: float = 0.7, seed: int = 0):
@@ -66,3 +73,41 @@ def test_half_precision_activations_are_summed_in_float32():
     loss.backward()
     assert loss.dtype == torch.float32 and half.grad.dtype == torch.bfloat16
     assert torch.allclose(loss, by_torch(hidden, head.float(), labels), rtol=2e-2)
+
+
+# Heads that are more than a projection.
+
+HEADS = {
+    "a bias": ("phi", {}),
+    "Cohere's scale": ("cohere", {"logit_scale": 0.25}),
+    "Granite's scale": ("granite", {"logits_scaling": 4.0}),
+    "a projection": ("llama", {}),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_that_is_more_than_a_projection_gets_the_models_own_loss(head, tmp_path, capsys):
+    kind, options = HEADS[head]
+    vlm = families.build(kind, families.Family(families.text_only(kind, **options), 2, sees=False))
+    assert (getattr(vlm.model.lm_head, "bias", None) is not None) == (head == "a bias")
+    if head == "a bias":
+        nn.init.normal_(vlm.model.lm_head.bias, std=1.0)
+    model = lora.attach(vlm.model, rank=4, layers=(2, 3)).train()
+    samples = Samples(vlm, [taught(problem, "explanation_answer") for problem in PROBLEMS])
+    cached = PrefixCache.build(model, samples, tmp_path / "cache")
+    assert "model's own" not in capsys.readouterr().out
+    for indices in ([0, 1, 2, 3], [2, 1], [3]):
+        own = model(**collate([samples[i] for i in indices])).loss
+        for source in (samples, cached):
+            model.zero_grad()
+            loss, tokens = source.loss(model, indices)
+            (loss / tokens).backward()
+            torch.testing.assert_close(loss / tokens, own, rtol=1e-4, atol=0)
+            assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+            assert all(p.grad.abs().max() > 0 for n, p in model.named_parameters() if "layers.3" in n and ".lora_B." in n)
+    assert all(module.training for module in model.modules()), "the trial left the model in evaluation mode"
+    said = [line for line in capsys.readouterr().out.splitlines() if "model's own" in line]
+    assert len(said) == (head != "a projection")
+    if said:
+        assert said == [f"the loss of {type(vlm.model).__name__} is more than a projection: taking the model's own, which needs "
+                        "more memory"]

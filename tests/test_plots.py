@@ -88,14 +88,18 @@ def rows(axes) -> list[str]:
 def texts_inside(figure) -> bool:
     """No text of the figure or its axes is cut by the figure's border."""
     figure.draw_without_rendering()
-    artists = [*figure.texts, *(text for axes in figure.axes for text in [*axes.texts, axes.title, *rows_of(axes)])]
-    boxes = [artist.get_window_extent() for artist in artists if artist.get_text().strip()]
+    texts = [*figure.texts, *(text for axes in figure.axes for text in [*axes.texts, axes.title, *tick_labels(axes)])]
+    boxes = [text.get_window_extent() for text in texts if text.get_text().strip()]
     page = figure.bbox
     return bool(boxes) and all(b.x0 >= -1 and b.y0 >= -1 and b.x1 <= page.x1 + 1 and b.y1 <= page.y1 + 1 for b in boxes)
 
 
-def rows_of(axes) -> list:
-    return [*axes.get_xticklabels(), *axes.get_yticklabels()] if axes.axison else []
+def tick_labels(axes) -> list:
+    """Those that are drawn: matplotlib keeps some beyond the ends of an axis."""
+    sides = ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())) if axes.axison else ()
+    return [
+        tick.label1 for axis, (low, high) in sides for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+    ]
 
 
 # -- what a notebook shows ---------------------------------------------------------------------------------------------
@@ -238,13 +242,13 @@ def test_hundreds_of_skills_are_the_most_frequent_ones():
 
 
 def test_looking_is_sorted_by_what_it_is_worth():
-    seen = {"maps": Share(9, 10), "rhymes": Share(4, 4), "magnets": Share(3, 8)}
-    unseen = {"maps": Share(8, 10), "rhymes": Share(1, 4), "magnets": Share(4, 8)}
+    seen = {"maps": Share(9, 10), "rhymes": Share(3, 4), "magnets": Share(3, 8)}
+    unseen = {"maps": Share(8, 10), "rhymes": Share(0, 4), "magnets": Share(4, 8)}
     figure = plots.looking_bars(seen, unseen, "black picture")
     (axes,) = figure.axes
     assert rows(axes) == ["rhymes (n=4)", "maps (n=10)", "magnets (n=8)"]
     marks = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert marks == {"the picture": [[37.5, 0], [90, 1], [100, 2]], "black picture": [[50, 0], [80, 1], [25, 2]]}
+    assert marks == {"the picture": [[37.5, 0], [90, 1], [75, 2]], "black picture": [[50, 0], [80, 1], [0, 2]]}
     assert legend(figure) == ["black picture", "the picture"]
     assert texts_inside(figure)
     assert words(plots.looking_bars({}, {})) == "none of these problems has a picture"
@@ -436,3 +440,12 @@ def test_a_contact_sheet_without_pictures_says_so():
     figure = galleries.contact_sheet(problems()[:6])
     assert words(figure) == "none of these problems has a picture"
     assert figure.axes == [] and figure.get_figheight() < 1 and texts_inside(figure)
+
+
+def test_a_square_stands_for_a_hundred_thousand_parameters():
+    figure = plots.parameter_squares({"vision": 2_900_000, "language": 134_500_000, "adapter": 1_600_000})
+    squares = figure.axes[0].collections[0].get_array().astype(int).ravel().tolist()
+    assert [squares.count(part) for part in range(3)] == [29, 1345, 16]
+    assert len(squares) % 80 == 0 and squares.count(3) == len(squares) - 1390
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["vision: 2.9 million", "language: 134.5 million", "adapter: 1.6 million"]

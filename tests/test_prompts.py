@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import pytest
 import tinyvlm
+import torch
 from PIL import Image
 
 from mmlora.encoding.answers import parse_answer, parse_lmms, parse_official
+from mmlora.encoding.conversation import EncodingError
 from mmlora.encoding.loss import IGNORED
-from mmlora.encoding.prompts import lmms_prompt, prompt_text, target_text
-from mmlora.encoding.sample import PromptError, encode, encode_prompt, show_labels
+from mmlora.encoding.prompts import asked, lmms_prompt, prompt_text, target_text, taught
+from mmlora.encoding.sample import encode, show_labels
+from mmlora.encoding.samples import Samples
 from mmlora.problems.record import Problem
 
 LEFT, TEXT = tinyvlm.PROBLEMS[:2]
@@ -31,7 +34,7 @@ def test_the_prompt_holds_question_context_and_lettered_options():
 
 @pytest.mark.parametrize("format", TARGETS)
 def test_labels_cover_the_target_and_its_end_token_and_nothing_else(tiny_vlm, format):
-    sample = encode(tiny_vlm.processor, LEFT, format)
+    sample = encode(tiny_vlm.processor, taught(LEFT, format))
     supervised = sample.labels != IGNORED
     first = int(supervised.nonzero()[0])
     assert supervised[first:].all() and (sample.labels[first:] == sample.input_ids[first:]).all()
@@ -44,44 +47,56 @@ def test_labels_cover_the_target_and_its_end_token_and_nothing_else(tiny_vlm, fo
 @pytest.mark.parametrize("problem", tinyvlm.PROBLEMS, ids=lambda p: p.id)
 def test_training_reads_what_answering_reads(tiny_vlm, problem):
     """The prompt given at answering time is, token for token, the unsupervised part of the training sample."""
-    asked, taught = encode_prompt(tiny_vlm.processor, problem), encode(tiny_vlm.processor, problem, "answer")
-    length = int((taught.labels == IGNORED).sum())
-    assert asked.input_ids.tolist() == taught.input_ids[:length].tolist()
-    assert (asked.labels == IGNORED).all() and asked.id == taught.id == problem.id
-    assert (not asked.pictures) == (problem.image is None)
-    assert tiny_vlm.processor.tokenizer.decode(asked.input_ids).endswith(f"{tinyvlm.START}assistant\n")
+    question, lesson = (encode(tiny_vlm.processor, said) for said in (asked(problem), taught(problem, "answer")))
+    length = int((lesson.labels == IGNORED).sum())
+    assert question.input_ids.tolist() == lesson.input_ids[:length].tolist()
+    assert (question.labels == IGNORED).all() and question.id == lesson.id == problem.id
+    assert (not question.pictures) == (problem.image is None)
+    assert tiny_vlm.processor.tokenizer.decode(question.input_ids).endswith(f"{tinyvlm.START}assistant\n")
 
 
 def test_an_image_mark_in_the_text_is_no_picture(tiny_vlm):
     odd = Problem("odd", "What does <image> mean?", ("<image>", "no"), 0, hint="In HTML, <image> is no tag.",
                   solution="It says <image>.")
-    sample = encode(tiny_vlm.processor, odd, "explanation_answer")
+    sample = encode(tiny_vlm.processor, taught(odd, "explanation_answer"))
     assert not sample.pictures and not (sample.input_ids == tiny_vlm.processor.image_token_id).any()
-    seen = encode(tiny_vlm.processor, replace(odd, image=LEFT.image), "explanation_answer")
+    seen = encode(tiny_vlm.processor, taught(replace(odd, image=LEFT.image), "explanation_answer"))
     assert (seen.input_ids == tiny_vlm.processor.image_token_id).sum() == 4 and len(seen.pictures["pixel_values"]) == 1
 
 
+def test_several_pictures_stand_before_the_words_in_their_order(tiny_vlm):
+    processor = tiny_vlm.processor
+    one, two = taught(LEFT, "answer"), tinyvlm.picture("olive")
+    both = encode(processor, replace(one, pictures=(*one.pictures, two)))
+    assert (both.input_ids == processor.image_token_id).sum() == 8 and both.pictures["pixel_values"].shape == (2, 3, 128, 128)
+    apart = [encode(processor, replace(one, pictures=(picture,))).pictures["pixel_values"][0] for picture in (*one.pictures, two)]
+    assert all(map(torch.equal, both.pictures["pixel_values"], apart)) and not torch.equal(*apart)
+    assert show_labels(processor, both).startswith(f"{tinyvlm.START}user\n[4 image slots]\n[4 image slots]\nQuestion")
+    single, double = (Samples(tiny_vlm, [c]).loss(tiny_vlm.model, [0])[0] for c in (one, replace(one, pictures=(*one.pictures, two))))
+    assert double.isfinite() and not torch.isclose(single, double, rtol=1e-4)
+
+
 def test_show_labels_marks_what_is_supervised(tiny_vlm):
-    shown = show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, LEFT, "answer"))
+    shown = show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, taught(LEFT, "answer")))
     start, stop = tinyvlm.START, tinyvlm.STOP
     assert shown == (f"{start}user\n[4 image slots]\n{prompt_text(LEFT)}{stop}\n{start}assistant\n"
                      f"⟦The answer is red.{stop}⟧")
     warm = replace(TEXT, choices=("21 °C", "30 °C"))  # a degree sign is more than one byte, and so maybe two tokens
-    assert "⟦The answer is 30 °C." in show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, warm, "answer"))
-    assert "⟦" not in show_labels(tiny_vlm.processor, encode_prompt(tiny_vlm.processor, LEFT))
+    assert "⟦The answer is 30 °C." in show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, taught(warm, "answer")))
+    assert "⟦" not in show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, asked(LEFT)))
 
 
 def test_an_unknown_format_is_named_with_the_known_ones(tiny_vlm):
-    with pytest.raises(PromptError, match="'letters'; there are answer, answer_explanation, explanation_answer, QCM-A"):
-        encode(tiny_vlm.processor, LEFT, "letters")
+    with pytest.raises(EncodingError, match="'letters'; there are answer, answer_explanation, explanation_answer, QCM-A"):
+        encode(tiny_vlm.processor, taught(LEFT, "letters"))
 
 
 def test_a_broken_picture_is_named_by_its_problem(tiny_vlm):
     buffer = io.BytesIO()
     tinyvlm.picture("red", size=(300, 200)).save(buffer, "JPEG")
     broken = Image.open(io.BytesIO(buffer.getvalue()[:900]))
-    with pytest.raises(PromptError, match="problem left: its picture cannot be read .*truncated"):
-        encode_prompt(tiny_vlm.processor, replace(LEFT, image=broken))
+    with pytest.raises(EncodingError, match="problem left: its picture cannot be read .*truncated"):
+        encode(tiny_vlm.processor, asked(replace(LEFT, image=broken)))
 
 
 def test_a_picture_in_a_file_is_not_kept_decoded(tiny_vlm):
@@ -89,7 +104,7 @@ def test_a_picture_in_a_file_is_not_kept_decoded(tiny_vlm):
     data = io.BytesIO()
     tinyvlm.PROBLEMS[0].image.save(data, "PNG")
     in_file = replace(tinyvlm.PROBLEMS[0], image=Image.open(data))
-    pixels = [encode(tiny_vlm.processor, problem, "answer").pictures["pixel_values"]
+    pixels = [encode(tiny_vlm.processor, taught(problem, "answer")).pictures["pixel_values"]
               for problem in (tinyvlm.PROBLEMS[0], in_file, in_file)]
     assert pixels[0].equal(pixels[1]) and pixels[0].equal(pixels[2])
     assert in_file.image.tile, "it was decoded in place"
@@ -97,7 +112,7 @@ def test_a_picture_in_a_file_is_not_kept_decoded(tiny_vlm):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_pictures_of_any_mode_are_read(tiny_vlm, mode):
-    assert encode_prompt(tiny_vlm.processor, replace(LEFT, image=LEFT.image.convert(mode))).pictures["pixel_values"].shape[1] == 3
+    assert encode(tiny_vlm.processor, asked(replace(LEFT, image=LEFT.image.convert(mode)))).pictures["pixel_values"].shape[1] == 3
 
 
 # Which choice was said.
@@ -206,7 +221,7 @@ def test_every_target_of_minisqa_names_its_own_choice():
 
 def test_smolbridge_reads_and_ends_as_its_tokenizer_says(real_vlm):
     processor = real_vlm.processor
-    sample = encode(processor, LEFT, "explanation_answer")
+    sample = encode(processor, taught(LEFT, "explanation_answer"))
     slots = sample.input_ids == processor.image_token_id
     assert slots.sum() == processor.visual_tokens == 24
     assert sample.pictures["pixel_values"].shape == (1, 3, 256, 256)

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmlora import paths
 from mmlora.evaluation.controls import majority_class
 from mmlora.evaluation.scores import Prediction, score
 from mmlora.models import catalog
+from mmlora.paths import DATA
 from mmlora.problems.record import CATEGORIES, Problem
 from mmlora.reporting import examples, page, tables
 from mmlora.reporting.examples import load_examples
 from mmlora.reporting.record import Metrics, MetricsError
+from tools.readme import readme_tables, render_readme
 
-KEYS = ("accuracy base majority blank_image n_test minutes samples_per_second samples_seen peak_memory_gb "
-        "trainable_parameters model data seed settings versions machine date git").split()
+KEYS = ("accuracy base majority blank_image scored_by n_test minutes samples_per_second samples_seen peak_memory_gb "
+        "trainable_parameters model base_model data seed settings versions machine date git").split()
 
 
 def problems() -> list[Problem]:
@@ -46,10 +47,12 @@ def metrics() -> Metrics:
     return Metrics(
         accuracy=score(made, predictions(6)).to_dict(), base=score(made, predictions(2)).to_dict(),
         majority=score(made, majority_class(made, made)).to_dict(),
-        blank_image=score(made[:12], predictions(2)[:12]).to_dict(), n_test=len(made),
+        blank_image=score(made[:12], predictions(2)[:12]).to_dict(),
+        scored_by={"accuracy": "generate", "base": "likelihood", "majority": "fixed guess", "blank_image": "generate"}, n_test=len(made),
         minutes={"data": 0.5, "cache": 3.0, "train": 50.25, "score": 5.0, "total": 59.1}, samples_per_second=7.25,
-        samples_seen=21_000, trainable_parameters=1_630_000, model="SmolBridge", data="MiniSQA", seed=0,
-        settings={"rank": 16, "learning_rate": 1e-3}, date="2026-11-22T05:00:00+00:00",
+        samples_seen=21_000, trainable_parameters=1_630_000, model="smolbridge", data="minisqa 40/18", seed=0,
+        base_model={"name": "smolbridge", "revision": None, "licence": "apache-2.0", "weights": "0123abcd"},
+        settings={"data": "minisqa", "rank": 16, "learning_rate": 1e-3}, date="2026-11-22T05:00:00+00:00",
     )
 
 
@@ -88,6 +91,14 @@ def test_a_missing_key_is_an_error(key, metrics, tmp_path):
         Metrics.load(tmp_path / "m.json")
 
 
+@pytest.mark.parametrize("key", ["scored_by", "base_model"])
+def test_a_record_says_how_each_figure_was_found_and_which_weights_it_is_of(key, metrics):
+    record = asdict(metrics)
+    for inner in record[key]:
+        with pytest.raises(MetricsError, match=f"lack {key}.{inner};"):
+            Metrics(**record | {key: {name: value for name, value in record[key].items() if name != inner}})
+
+
 def test_incomplete_figures_are_errors(metrics, tmp_path):
     record = asdict(metrics)
     with pytest.raises(MetricsError, match=r"lack base.IMG, minutes.cache"):
@@ -103,7 +114,7 @@ def test_incomplete_figures_are_errors(metrics, tmp_path):
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 def test_published_rows_are_complete():
-    rows = json.loads((paths.DATA / "published_scienceqa.json").read_text())["rows"]
+    rows = json.loads((DATA / "published_scienceqa.json").read_text())["rows"]
     by_model = {row["model"]: row for row in rows}
     assert all(isinstance(row[c], float) for row in rows for c in CATEGORIES)
     assert all(re.fullmatch(r"arXiv \d{4}\.\d{5}", row["paper"]) for row in rows)
@@ -115,42 +126,43 @@ def test_category_table_sets_runs_beside_published_rows(metrics):
     table = tables.category_table(metrics)
     lines = table.splitlines()
     assert lines[0] == "| model | trainable | training | data | NAT | SOC | LAN | TXT | IMG | NO | G1-6 | G7-12 | Avg |"
-    assert lines[2].startswith(f"| SmolBridge, trained | 1.6M | 0.8 h, {metrics.machine['cores']} CPU cores | MiniSQA (n=18) |")
+    assert lines[2].startswith(f"| smolbridge, trained | 1.6M | 0.8 h, {metrics.machine['cores']} CPU cores | minisqa 40/18 (n=18) |")
     assert lines[2].endswith("83.33 |")
-    assert lines[5].startswith("| SmolBridge, trained, blank image |") and "(n=12)" in lines[5] and "| – |" in lines[5]
+    assert lines[5].startswith("| smolbridge, trained, grey picture |") and "(n=12)" in lines[5] and "| – |" in lines[5]
     assert any("LLaMA-Adapter (arXiv 2303.16199) | 1.8M | – | ScienceQA | 84.37" in line for line in lines)
     assert "Compare rows of the same data only" in lines[-1]
     assert len({line.count("|") for line in lines[:-2]}) == 1
-    page = tables.category_table([metrics, metrics], "html")
-    assert page.count("0.8 h, ") == 2 and page.count("<tr>") == 1 + 8 + 13
+    html = tables.category_table([metrics, metrics], "html")
+    assert html.count("0.8 h, ") == 2 and html.count("<tr>") == 1 + 8 + 13
 
 
 def test_headline_names_all_yardsticks(metrics, tmp_path):
     metrics.save(tmp_path / "metrics.json")
     assert tables.headline(tmp_path) == tables.headline(metrics)
-    assert tables.headline(metrics).splitlines()[2].startswith("| trained | 83.3 (60.8 to 94.2) | ")
+    assert tables.headline(metrics).splitlines()[2].startswith("| trained, by generate | 83.3 (60.8 to 94.2) | ")
+    assert tables.headline(metrics).splitlines()[3].startswith("| base model, by likelihood | ")
     assert len(tables.headline(metrics).splitlines()) == 6
 
 
 def test_readme_is_rendered_in_place_and_twice_the_same(metrics, tmp_path):
     readme = "# x\n<!-- results -->\nold\n<!-- /results -->\nbetween\n<!-- machines -->\n<!-- /machines -->\n<!-- models -->\n<!-- /models -->\nend\n"
-    empty = readme.render_readme(readme, tables.readme_tables(tmp_path))
+    empty = render_readme(readme, readme_tables(tmp_path))
     assert "| one_hour_smolbridge | SmolBridge | MiniSQA | not measured yet |" in empty
     assert "old" not in empty and empty.startswith("# x\n") and empty.endswith("end\n") and "\nbetween\n" in empty
     metrics.save(tmp_path / "one_hour_smolbridge.json")
-    once = readme.render_readme(empty, tables.readme_tables(tmp_path))
-    assert "| `qwen2.5-vl-3b` |" in once and once.count("not measured yet") == len(catalog.CATALOG)
-    assert "[one_hour_smolbridge](results/one_hour_smolbridge.json) | SmolBridge | MiniSQA, 18 problems | 59 |" in once
+    once = render_readme(empty, readme_tables(tmp_path))
+    assert "| `qwen2.5-vl-3b` |" in once and once.count("not measured yet") == len(catalog.entries()) - 1
+    assert "[one_hour_smolbridge](results/one_hour_smolbridge.json) | smolbridge | minisqa 40/18, 18 problems | 59 |" in once
     assert f"{metrics.machine['cores']} cores" in once and "| 7.2 |" in once
-    assert readme.render_readme(once, tables.readme_tables(tmp_path)) == once
+    assert render_readme(once, readme_tables(tmp_path)) == once
     with pytest.raises(tables.ReportError, match="needs <!-- machines --> once"):
-        readme.render_readme(readme.replace("<!-- machines -->", ""), tables.readme_tables(tmp_path))
+        render_readme(readme.replace("<!-- machines -->", ""), readme_tables(tmp_path))
 
 
 def test_a_broken_result_file_is_named(tmp_path):
     (tmp_path / "old.json").write_text("{}")
     with pytest.raises(MetricsError, match="old.json lacks accuracy"):
-        tables.readme_tables(tmp_path)
+        readme_tables(tmp_path)
 
 
 # -- examples ----------------------------------------------------------------------------------------------------------
@@ -174,21 +186,21 @@ def test_examples_are_spread_and_come_back_whole(tmp_path):
 # -- page --------------------------------------------------------------------------------------------------------------
 
 def test_the_page_stands_alone(run_folder):
-    page = page.html_report(run_folder).read_text(encoding="utf-8")
-    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
-    assert not re.search(r"<(link|script|iframe)|@import|url\(", page)
-    sources = re.findall(r'src="([^"]{0,30})', page)
+    text = page.html_report(run_folder).read_text(encoding="utf-8")
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
+    assert not re.search(r"<(link|script|iframe)|@import|url\(", text)
+    sources = re.findall(r'src="([^"]{0,30})', text)
     assert len(sources) == 3 + 2 + 1  # curve, categories, skills; two of three errors have pictures; the map
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     for heading in ("Result", "Learning curve", "By category", "Does it look at the picture?", "By skill",
                     "What it got wrong", "What the answer depends on", "How it was made"):
-        assert f"<h2>{heading}</h2>" in page
-    assert "3 of 18 answers are wrong; 3 of them:" in page and "1 of 18 problems got no answer" in page
-    assert "yes, &lt;b&gt;it&lt;/b&gt; is" in page and "<b>it</b>" not in page
-    assert "prefers-color-scheme: dark" in page and "learning_rate" in page
+        assert f"<h2>{heading}</h2>" in text
+    assert "3 of 18 answers are wrong; 3 of them:" in text and "1 of 18 problems got no answer" in text
+    assert "yes, &lt;b&gt;it&lt;/b&gt; is" in text and "<b>it</b>" not in text
+    assert "prefers-color-scheme: dark" in text and "learning_rate" in text
 
 
 def test_the_page_needs_only_the_metrics(tmp_path, metrics):
     metrics.save(tmp_path / "metrics.json")
-    page = page.html_report(tmp_path).read_text(encoding="utf-8")
-    assert "What it got wrong" not in page and "Learning curve" not in page and "83.3" in page
+    text = page.html_report(tmp_path).read_text(encoding="utf-8")
+    assert "What it got wrong" not in text and "Learning curve" not in text and "83.3" in text

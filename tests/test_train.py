@@ -9,8 +9,10 @@ import pytest
 import tiny
 import torch
 
+from mmlora.adapters import lora
 from mmlora.adapters.lora import AdapterError
-from mmlora.training import clock, fit, log
+from mmlora.training import clock, log
+from mmlora.training import fit as training
 from mmlora.training.checkpoint import newest
 from mmlora.training.fit import fit
 from mmlora.training.log import Journal, TrainingError
@@ -292,14 +294,14 @@ def scaled(monkeypatch):
     """`scaled(first scale)` makes accelerate keep a real scaler here, where it otherwise has one on a card only."""
 
     def install(scale: float):
-        class OnACard(fit.Accelerator):
+        class OnACard(training.Accelerator):
             mixed_precision = "fp16"
 
             def __init__(self, mixed_precision):
                 super().__init__()
                 self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3), True
 
-        monkeypatch.setattr(fit, "Accelerator", OnACard)
+        monkeypatch.setattr(training, "Accelerator", OnACard)
 
     return install
 
@@ -358,6 +360,55 @@ def test_the_scale_is_resumed(tmp_path, scaled, one_thread):
     assert all(torch.equal(p, halves.get_parameter(name)) for name, p in weights(whole).items())
     kept = [newest(tmp_path / name).files["scaler.json"] for name in ("whole", "halves")]
     assert kept[0] == kept[1]
+
+
+# On another machine.
+
+
+def interrupted(folder, step: int = 2):
+    """A run of four steps that was closed after one of them."""
+
+    def stop(record):
+        if record["step"] == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny.adapted(), tiny.Tokens(), replace(QUICK, checkpoint_minutes=0), folder, on_step=stop)
+
+
+def goes_on(folder, capsys, model=None) -> str:
+    """What the rest of that run says of its beginning."""
+    capsys.readouterr()
+    log = fit(model or tiny.adapted(), tiny.Tokens(), replace(QUICK, checkpoint_minutes=0), folder, resume=True)
+    assert [record["step"] for record in log.records] == [1, 2, 3, 4]
+    said = capsys.readouterr()
+    (line,) = [line for line in (said.out + said.err).splitlines() if line.startswith("resumed from")]
+    return line
+
+
+def test_a_run_goes_on_in_other_numbers_and_says_so(tmp_path, numbers, capsys):
+    interrupted(tmp_path / "same")
+    assert goes_on(tmp_path / "same", capsys) == "resumed from checkpoint-00000002 after 0.0 minutes"
+    interrupted(tmp_path / "other")
+    interrupted(tmp_path / "both")
+    numbers("bfloat16")
+    end = ": the end will differ in its last digits from an uninterrupted run"
+    assert goes_on(tmp_path / "other", capsys) == (
+        f"resumed from checkpoint-00000002 after 0.0 minutes; products in float32 before, bfloat16 from now on{end}")
+    halves = lora.attach(tiny.decoder().to(torch.bfloat16), rank=4, layers=(2, 3), dropout=0.1)
+    assert goes_on(tmp_path / "both", capsys, halves) == (
+        "resumed from checkpoint-00000002 after 0.0 minutes; products in float32 before, bfloat16 from now on, weights in "
+        f"float32 before, bfloat16 from now on{end}")
+
+
+def test_a_scale_is_begun_where_none_was_kept_and_left_where_none_is_needed(tmp_path, scaled, capsys, monkeypatch):
+    interrupted(tmp_path)
+    assert "scaler.json" not in newest(tmp_path).files
+    scaled(2.0**16)
+    assert goes_on(tmp_path, capsys).startswith("resumed from checkpoint-00000002")
+    assert json.loads(newest(tmp_path).files["scaler.json"])["scale"] >= 2.0**16
+    monkeypatch.undo()  # what `scaled` did
+    assert goes_on(tmp_path, capsys).startswith("resumed from checkpoint-00000004")
 
 
 def test_nothing_to_train_and_nothing_to_train_on(tmp_path):

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmlora.adapters import files, lora
-from mmlora.training import checkpoint, fit, settings
+from mmlora.training import checkpoint
+from mmlora.training.fit import fit
+from mmlora.training.settings import TrainSettings
 
 VOCABULARY, PROMPT = 61, 4
 
@@ -50,13 +52,13 @@ class Tokens:
         return torch.nn.functional.cross_entropy(logits, targets, reduction="sum"), int((targets >= 0).sum())
 
 
-SETTINGS = settings.TrainSettings(steps=12, batch_size=8, learning_rate=5e-3, checkpoint_minutes=0)  # saves at every step
+SETTINGS = TrainSettings(steps=12, batch_size=8, learning_rate=5e-3, checkpoint_minutes=0)  # saves at every step
 
 
 def train_here(folder, *, resume: bool = False, on_step=None):
     torch.set_num_threads(1)
     model = adapted()
-    return model, fit.fit(model, Tokens(), SETTINGS, folder, resume=resume, on_step=on_step)
+    return model, fit(model, Tokens(), SETTINGS, folder, resume=resume, on_step=on_step)
 
 
 def train_and_die(folder, moment: str, count: int):

@@ -20,7 +20,7 @@ ROWS = {
     "lora-20": "LoRA from layer 20",
     "entry-20": "visual tokens enter at layer 20, LoRA begins there",
     "tokens-12": "the first 12 visual tokens only",
-    "bridge-trained": "the bridge trains too: nothing is cached, adapters of two runs no longer stack",
+    "bridge-trained": "the connector trains too: nothing is cached, adapters of two runs no longer stack",
     "rank-4": "rank 4",
     "rank-64": "rank 64",
     "rate-1e-3": "learning rate 1e-3",

@@ -7,7 +7,7 @@ which stored weights it was trained on, so that no other base takes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmlora.adapters.card import card
-from mmlora.adapters.lora import AdapterError, is_wrapped, wrapped
+from mmlora.adapters.lora import BESIDE, AdapterError, is_wrapped, wrapped
 from mmlora.models.base import base_of, stored_as
 from mmlora.models.resolution import set_side
 from mmlora.models.vlm import VLM, base_model, load_base
@@ -41,7 +41,8 @@ def save_adapter(
     trained, chat template and picture side included. `data_licence` is the hub's name for the licence of the training
     data; the card's follows from it and from the base's.
     """
-    folder, base = Path(folder), base_of(model)
+    folder, beside = Path(folder), _ready(_beside(model))
+    base = base_of(model, beside)
     folder.mkdir(parents=True, exist_ok=True)
     marks = {
         "format": "pt",
@@ -50,19 +51,28 @@ def save_adapter(
         "base_weights": base.weights,
         "base_stored": stored_as(model),
     }
-    save_file(_ready(get_peft_model_state_dict(model)), folder / ADAPTER, metadata=marks)
+    own = get_peft_model_state_dict(
+        model, save_embedding_layers=False
+    )  # or else peft asks the hub whether they changed
+    save_file(_ready(own), folder / ADAPTER, metadata=marks)
     config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
     config |= {"base_model_name_or_path": base.name, "revision": base.revision}
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    beside = {n: p for n, p in base_model(model).named_parameters() if p.requires_grad and ".lora_" not in n}
     (folder / TRAINED).unlink(missing_ok=True)
     if beside:
-        save_file(_ready(beside), folder / TRAINED, metadata=marks)
+        save_file(beside, folder / TRAINED, metadata=marks)
     if processor is not None:
         processor.save_pretrained(folder)
     (folder / "README.md").write_text(card(model, base, facts, data_licence, sorted(beside)), encoding="utf-8")
     return folder
+
+
+def _beside(model: PeftModel) -> dict[str, torch.Tensor]:
+    """What trains beside the adapter, or was loaded with it."""
+    base = base_model(model)
+    kept = {id(parameter) for parameter, _ in getattr(base, BESIDE, ())}
+    return {n: p for n, p in base.named_parameters() if ".lora_" not in n and (p.requires_grad or id(p) in kept)}
 
 
 def _ready(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -104,8 +114,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     config = LoraConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
         raise AdapterError(f"{folder} holds a {config.peft_type} adapter; only LoRA can be loaded here")
-    _check_base(model, marks, config.base_model_name_or_path, folder)
     beside = _read(folder, TRAINED)[0] if (folder / TRAINED).is_file() else {}
+    _check_base(model, beside, marks, config.base_model_name_or_path, folder)
     own = dict(base_model(model).named_parameters())
     if problem := _mismatch(beside, {name: own[name] for name in beside if name in own}):
         raise AdapterError(f"what was trained beside the adapter in {folder} does not fit this model: {problem}")
@@ -119,15 +129,18 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
         adapted.unload()
         raise AdapterError(f"the adapter in {folder} is not what its configuration says: {problem}; fetch it again")
     set_peft_model_state_dict(adapted, tensors)
+    setattr(base_model(adapted), BESIDE, [(own[name], own[name].detach().clone()) for name in beside])
     with torch.no_grad():
         for name, tensor in beside.items():
             own[name].copy_(tensor)
     return adapted.eval()
 
 
-def _check_base(model: nn.Module, marks: Mapping[str, str], named: str | None, folder: Path) -> None:
+def _check_base(
+    model: nn.Module, beside: Container[str], marks: Mapping[str, str], named: str | None, folder: Path
+) -> None:
     """Raise `AdapterError` for another base; say so where the same weights are held in other numbers."""
-    base = base_of(model)
+    base = base_of(model, beside)
     if "base_weights" in marks:
         same = marks["base_weights"] == base.weights
     else:  # an adapter from elsewhere: its name is all there is

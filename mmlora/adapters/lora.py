@@ -21,6 +21,7 @@ from mmlora.adapters.towers import Tower, tower_of, towers
 from mmlora.errors import MMLoraError
 from mmlora.models.vlm import base_model
 
+BESIDE = "mmlora_beside"  # a base's attribute: the parameters that were loaded beside an adapter, with their own values
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 
@@ -72,6 +73,9 @@ def detach(model: nn.Module) -> PreTrainedModel:
             setattr(base.get_submodule(parent), last, module.get_base_layer())
     if hasattr(base, "peft_config"):
         del base.peft_config
+    with torch.no_grad():
+        for parameter, own in base.__dict__.pop(BESIDE, ()):
+            parameter.copy_(own)
     return base
 
 
@@ -87,11 +91,13 @@ def is_wrapped(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) or any(isinstance(m, BaseTunerLayer) for m in model.modules())
 
 
-def _target_names(model, layers, targets, within) -> list[str]:
+def _target_names(
+    model: nn.Module, layers: Iterable[int] | None, targets: Iterable[str], within: tuple[Tower, ...]
+) -> list[str]:
     """Full names of the linear modules to adapt, in the model's order."""
     linear = {t: [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and tower_of(n) == t] for t in within}
     if "language" in linear:
-        chosen = _chosen_layers(model, linear["language"], layers)
+        chosen = _chosen_layers(linear["language"], layers)
         linear["language"] = [n for n in linear["language"] if (m := _LAYER.search(n)) and int(m[1]) in chosen]
     for tower, names in linear.items():
         if not names:
@@ -108,7 +114,7 @@ def _target_names(model, layers, targets, within) -> list[str]:
     return [name for name in found if any(f".{name}".endswith(f".{target}") for target in wanted)]
 
 
-def _chosen_layers(model, names: list[str], layers: Iterable[int] | None) -> set[int]:
+def _chosen_layers(names: list[str], layers: Iterable[int] | None) -> set[int]:
     count = 1 + max((int(m[1]) for n in names if (m := _LAYER.search(n))), default=-1)
     if layers is None:
         return set(range(count // 2, count))

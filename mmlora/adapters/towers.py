@@ -58,7 +58,7 @@ class TowerReport:
 
 def towers(model: nn.Module) -> TowerReport:
     """Modules with something to train, trainable and all parameters of `model`, by tower."""
-    modules = {tower: set() for tower in TOWERS}
+    modules: dict[Tower, set[str]] = {tower: set() for tower in TOWERS}
     trainable, everything = dict.fromkeys(TOWERS, 0), dict.fromkeys(TOWERS, 0)
     for name, parameter in model.named_parameters():
         tower = tower_of(name)

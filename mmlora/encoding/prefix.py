@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -165,7 +166,7 @@ class _Reached(Exception):
 def _lower(model: nn.Module, batch: dict[str, torch.Tensor], first: int) -> torch.Tensor:
     """Hidden states (batch, length, width) that come to decoder layer `first`."""
 
-    def stop(layer, inputs, named):
+    def stop(layer: nn.Module, inputs: tuple, named: dict) -> NoReturn:
         raise _Reached(inputs[0] if inputs else named["hidden_states"])
 
     hook = decoder_layers(model)[first].register_forward_pre_hook(stop, with_kwargs=True)
@@ -180,7 +181,7 @@ def _lower(model: nn.Module, batch: dict[str, torch.Tensor], first: int) -> torc
 class _Passed(nn.Module):
     """Stands for a decoder layer whose work is done."""
 
-    def forward(self, hidden_states, *_, **__):
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return hidden_states
 
 
@@ -190,7 +191,7 @@ def _resuming(model: nn.Module, first: int, states: torch.Tensor) -> Iterator[No
     layers = decoder_layers(model)
     lower = list(layers[:first])
 
-    def resume(layer, inputs, named):
+    def resume(layer: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
         hidden = inputs[0] if inputs else named.pop("hidden_states")
         return (states.to(hidden.dtype), *inputs[1:]), named
 

@@ -5,7 +5,7 @@ Nothing is ever cut short, and nothing here knows what the conversation is about
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -59,7 +59,7 @@ def encode(processor: Any, conversation: Conversation) -> Sample:
 
     Raises `EncodingError` for a picture that cannot be read.
     """
-    pictures = tuple(_readable(conversation.id, picture) for picture in conversation.pictures)
+    pictures = tuple(readable(conversation.id, picture) for picture in conversation.pictures)
     prompt = _clean(processor, conversation.prompt)
     data = user_turn(processor, prompt, pictures)
     shape = data["input_ids"].shape
@@ -104,9 +104,10 @@ def reply_tokens(processor: Any, reply: str, prompt: str = "") -> list[int]:
     return processor.tokenizer(reply, add_special_tokens=False)["input_ids"] + [processor.tokenizer.eos_token_id]
 
 
-def _readable(id: str, picture: Image.Image) -> Image.Image:
+def readable(id: str, picture: Image.Image, read: Callable[[Image.Image], Any] = rgb) -> Any:
+    """What `read` makes of the picture. Raises `EncodingError` where it cannot be read."""
     try:
-        return rgb(picture)
+        return read(picture)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for a broken file
         raise EncodingError(
             f"problem {id}: its picture cannot be read ({error}); replace the picture or leave the problem out"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mmlora.encoding.conversation import Conversation, EncodingError
 from mmlora.encoding.loss import batch_loss, needs_own_loss, on_device
-from mmlora.encoding.sample import Sample, collate, encode
+from mmlora.encoding.sample import Sample, collate, encode, readable
 from mmlora.models.vlm import VLM
 from mmlora.problems import pictures
 
@@ -77,5 +77,5 @@ def _fingerprint(vlm: VLM, conversations: Sequence[Conversation]) -> str:
         words = (conversation.id, conversation.prompt, conversation.reply)
         digest.update(repr(words).encode())
         for picture in conversation.pictures:
-            digest.update(pictures.digest(picture))
+            digest.update(readable(conversation.id, picture, pictures.digest))
     return digest.hexdigest()

@@ -23,7 +23,7 @@ def log_likelihoods(
     The prompts run once, left-padded, together with the tokens that all of a prompt's continuations share. Their
     KV cache is then repeated per continuation and the rest runs right-padded. Equal to scoring whole rows.
     """
-    starts = [os.path.commonprefix([c[:-1] for c in lists]) for lists in continuations]
+    starts: list[list[int]] = [list(os.path.commonprefix([list(c[:-1]) for c in lists])) for lists in continuations]
     prompts = [encode(vlm.processor, c).followed_by(start) for c, start in zip(conversations, starts)]
     batch = left_padded(vlm, prompts)
     keep = max(map(len, starts)) + 1
@@ -33,7 +33,7 @@ def log_likelihoods(
     logits = prefix.logits.float()
     norms = logits.logsumexp(-1)
     owners = [i for i, lists in enumerate(continuations) for _ in lists]
-    tails = [c[len(starts[i]) :] for i, lists in enumerate(continuations) for c in lists]
+    tails = [list(c[len(starts[i]) :]) for i, lists in enumerate(continuations) for c in lists]
     totals = []
     for i, tail in zip(owners, tails):
         tokens = torch.tensor([*starts[i], tail[0]], device=logits.device)

@@ -75,7 +75,8 @@ class Share:
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        return tuple(round(100 * bound, 2) for bound in wilson(self.correct, self.n)) if self.n else None
+        low, high = wilson(self.correct, self.n)
+        return (round(100 * low, 2), round(100 * high, 2)) if self.n else None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,9 @@ class Draft:
     hint: str = ""
 
 
+Draw = Callable[[random.Random], Draft]
+
+
 @dataclass(frozen=True)
 class Skill:
     name: str
@@ -47,7 +50,7 @@ class Skill:
     grades: tuple[int, int]
     lecture: str
     weight: float
-    draw: Callable[[random.Random], Draft]
+    draw: Draw
 
 
 SKILLS: dict[str, Skill] = {}
@@ -57,10 +60,19 @@ class UnknownSkill(MMLoraError):
     """No skill has this name; the message lists the nearest ones."""
 
 
-def skill(name, *, subject, topic, category, grades, lecture, weight=1.0):
+def skill(
+    name: str,
+    *,
+    subject: str,
+    topic: str,
+    category: str,
+    grades: tuple[int, int],
+    lecture: str,
+    weight: float = 1.0,
+) -> Callable[[Draw], Draw]:
     """Register a function `(random.Random) -> Draft` as the MiniSQA skill `name`."""
 
-    def register(draw):
+    def register(draw: Draw) -> Draw:
         if name in SKILLS:
             raise ValueError(f"two skills are called {name!r}")
         SKILLS[name] = Skill(name, subject, topic, category, grades, " ".join(lecture.split()), weight, draw)

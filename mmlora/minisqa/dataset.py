@@ -60,6 +60,6 @@ def _is_built(manifest: Path, settings: dict) -> bool:
 def version() -> str:
     """A hash of all that a built problem follows from, drawing, assets and storing; what changes it builds anew."""
     code = sorted(Path(__file__).parent.rglob("*.py"))
-    stored = [Path(module.__file__) for module in (record, pictures, rows, parquet)]
+    stored = [Path(str(module.__file__)) for module in (record, pictures, rows, parquet)]
     assets = sorted(path for path in (DATA / "assets").rglob("*") if path.is_file())
     return sha256_of_all([*code, *stored, *assets])[:16]

@@ -18,6 +18,7 @@ from mmlora.paths import DATA
 SIZE = 256
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
+Fill = str | RGB
 COLORS: dict[str, RGB] = {
     "red": (214, 39, 40),
     "orange": (255, 140, 20),
@@ -47,7 +48,9 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def label(draw: ImageDraw.ImageDraw, xy: Point, text: str, size: int = 22, fill="black", anchor="mm"):
+def label(
+    draw: ImageDraw.ImageDraw, xy: Point, text: str, size: int = 22, fill: Fill = "black", anchor: str = "mm"
+) -> None:
     """Write `text` with its `anchor` (Pillow's two letters; "mm" is the middle) at `xy`."""
     draw.text(xy, text, fill=fill, font=font(size), anchor=anchor)
 
@@ -55,7 +58,8 @@ def label(draw: ImageDraw.ImageDraw, xy: Point, text: str, size: int = 22, fill=
 def shade(rng: random.Random, color: RGB, spread: int = 25) -> RGB:
     """A variant of `color`: lighter or darker as a whole, with a smaller shift in each channel."""
     whole = rng.randint(-spread, spread)
-    return tuple(max(0, min(255, c + whole + rng.randint(-spread // 3, spread // 3))) for c in color)
+    red, green, blue = (max(0, min(255, c + whole + rng.randint(-spread // 3, spread // 3))) for c in color)
+    return red, green, blue
 
 
 @lru_cache(maxsize=512)
@@ -65,13 +69,13 @@ def icon(name: str, size: int) -> Image.Image:
         return picture.convert("RGBA").resize((size, size), Image.LANCZOS)
 
 
-def paste(image: Image.Image, picture: Image.Image, center: Point):
+def paste(image: Image.Image, picture: Image.Image, center: Point) -> None:
     """Lay the RGBA `picture` over `image` with its middle at `center`."""
     corner = (round(center[0] - picture.width / 2), round(center[1] - picture.height / 2))
     image.paste(picture, corner, picture)
 
 
-def arrow(draw: ImageDraw.ImageDraw, start: Point, end: Point, fill="black", width: int = 4):
+def arrow(draw: ImageDraw.ImageDraw, start: Point, end: Point, fill: Fill = "black", width: int = 4) -> None:
     """A straight arrow whose tip is at `end`."""
     length = math.hypot(end[0] - start[0], end[1] - start[1]) or 1.0
     ux, uy = (end[0] - start[0]) / length, (end[1] - start[1]) / length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 NAMES = (
     "Ana", "Ben", "Carla", "Dale", "Emma", "Felix", "Grace", "Hugo", "Irene", "Jack", "Kira", "Liam", "Mona", "Noah",
     "Olga", "Paul", "Quinn", "Rosa", "Sam", "Tina", "Uma", "Victor", "Wendy", "Yusuf", "Zoe", "Aki", "Brenda", "Cody",
@@ -44,7 +46,7 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def listing(words) -> str:
+def listing(words: Sequence[str]) -> str:
     """One or more words joined with commas and a last "and"."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,11 +60,14 @@ def mark(model: nn.Module, base: Base) -> None:
     model.name_or_path = model.config.name_or_path = base.name
 
 
-def base_of(model: nn.Module) -> Base:
-    """The base of a loaded model, adapted or not; one that was made by hand is told by its values."""
+def base_of(model: nn.Module, beside: Container[str] = ()) -> Base:
+    """The base of a loaded model, adapted or not; one that was made by hand is told by its values.
+
+    `beside` names parameters that were trained beside an adapter, and so are no values of the base.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     found = getattr(inner, "mmlora_base", None)
-    return found or Base(type(inner).__name__, None, UNKNOWN_LICENCE, f"values {_values_hash(model)}")
+    return found or Base(type(inner).__name__, None, UNKNOWN_LICENCE, f"values {_values_hash(model, beside)}")
 
 
 def stored_as(model: nn.Module) -> str:
@@ -72,11 +76,11 @@ def stored_as(model: nn.Module) -> str:
     return "nf4" if getattr(inner, "is_loaded_in_4bit", False) else str(inner.dtype).removeprefix("torch.")
 
 
-def _values_hash(model: nn.Module) -> str:
+def _values_hash(model: nn.Module, beside: Container[str]) -> str:
     """All names and shapes, and 64 values of each tensor as bfloat16, under any adapter."""
     digest = hashlib.sha256()
     named = ((n.removeprefix("base_model.model.").replace(".base_layer.", "."), p) for n, p in model.named_parameters())
-    for name, parameter in sorted((n, p) for n, p in named if ".lora_" not in n):
+    for name, parameter in sorted((n, p) for n, p in named if ".lora_" not in n and n not in beside):
         values = parameter.detach().flatten()
         values = values[:: max(1, values.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16)
         digest.update(f"{name} {tuple(parameter.shape)} ".encode() + values.cpu().numpy().tobytes())

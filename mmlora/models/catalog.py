@@ -133,6 +133,6 @@ def find(name: str) -> Entry | None:
 def nearest(name: str) -> list[str]:
     """Up to three short names that look like `name`, the likeliest first; `name` may be a hub id too."""
     known = {key.lower(): e.name for e in entries() for key in (e.repo, e.name) if key}
-    known |= {e.repo.partition("/")[2].lower(): e.name for e in CATALOG}
+    known |= {e.repo.partition("/")[2].lower(): e.name for e in CATALOG if e.repo}
     found = difflib.get_close_matches(name.lower(), known, 9, 0.5)
     return list(dict.fromkeys(known[key] for key in found))[:3]

@@ -85,7 +85,7 @@ def download(repo: str, revision: str | None = None, *, offline: bool = False) -
             write_whole(record, json.dumps({"licence": _licence(info), "files": files}, indent=1))
         _config(repo, commit, offline)
         path = Path(snapshot_download(repo, revision=commit, local_files_only=offline, **PATTERNS))
-        known = _verified(repo, path, record) if record.is_file() else {"licence": UNKNOWN_LICENCE, "files": {}}
+        known: dict = _verified(repo, path, record) if record.is_file() else {"licence": UNKNOWN_LICENCE, "files": {}}
     weights = sorted(file.name for pattern in WEIGHTS for file in path.glob(pattern))
     digests = [known["files"][name]["sha256"] if name in known["files"] else sha256(path / name) for name in weights]
     return Snapshot(path, repo, commit.resolved, known["licence"], weights_hash(digests))
@@ -139,10 +139,12 @@ def _announced(info: ModelInfo) -> dict[str, str]:
 
 
 def _config(repo: str, revision: str, offline: bool = False) -> dict:
-    """config.json, of an architecture that transformers knows; with that, code in the repository is never needed."""
+    """config.json, of an architecture that transformers or a guest knows: code in the repository is never needed."""
     file = hf_hub_download(repo, "config.json", revision=revision, local_files_only=offline)
     config = json.loads(Path(file).read_text(encoding="utf-8"))
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
+    if guest := guests.guest("models", kind):
+        guest.register()
     if kind in transformers.CONFIG_MAPPING:
         return config
     if "auto_map" in config:

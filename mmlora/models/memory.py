@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
@@ -72,5 +73,5 @@ def reuse_blocks() -> bool:
 
 def give_back() -> None:
     """Return what is freed and kept to the system: at the end of a phase, whose sizes the next one does not share."""
-    if _glibc() is not None:
-        _glibc().malloc_trim(0)
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)

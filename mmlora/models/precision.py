@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 
 from mmlora.errors import MMLoraError
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,7 +75,7 @@ def weights_dtype() -> torch.dtype:
     return DTYPES[precision()] if device().type == "cuda" else torch.float32
 
 
-def nf4():
+def nf4() -> BitsAndBytesConfig:
     """The configuration of 4-bit weights. Raises `PrecisionError` where they cannot be had."""
     if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
         raise PrecisionError(
@@ -81,7 +85,7 @@ def nf4():
     return nf4_settings()
 
 
-def nf4_settings():
+def nf4_settings() -> BitsAndBytesConfig:
     """QLoRA's own: 4-bit normal floats, their scales quantized once more, products in this machine's numbers."""
     from transformers import BitsAndBytesConfig
 
@@ -98,7 +102,7 @@ def mixed(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, DTYPES[precision()], enabled=precision() != "no")
 
 
-def attention(device: torch.device):
+def attention(device: torch.device) -> AbstractContextManager:
     """The context to train in: torch's fused attention is slow backward on a CPU, plain products take a tenth off a step."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 

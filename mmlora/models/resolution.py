@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from PIL import Image
 
 from mmlora.errors import MMLoraError
@@ -11,7 +13,7 @@ class ResolutionError(MMLoraError, ValueError):
     """A size that this model's processor cannot be given; the message says which sizes it has."""
 
 
-def set_side(processor, side: int) -> None:
+def set_side(processor: Any, side: int) -> None:
     """Let `processor` shrink or enlarge pictures to about `side` pixels a side.
 
     SmolVLM takes the longer side and cuts what exceeds a tile into tiles; Qwen's models bound the area, here to `side`
@@ -32,7 +34,7 @@ def set_side(processor, side: int) -> None:
     pictures.size = type(pictures.size)(**changed)
 
 
-def visual_tokens(processor, width: int = 512, height: int = 384) -> int:
+def visual_tokens(processor: Any, width: int = 512, height: int = 384) -> int:
     """How many tokens a picture of this size takes, counted by letting the processor write them."""
     if processor.image_token is None:
         return 0

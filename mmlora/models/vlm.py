@@ -105,7 +105,7 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     if not four_bit:
         model = model.to(device())
     bases.mark(model, base)
-    processor = (AutoProcessor if sees else TextProcessor).from_pretrained(folder)
+    processor: Any = (AutoProcessor if sees else TextProcessor).from_pretrained(folder)
     if side is not None:
         set_side(processor, side)
         print(f"a picture of 512 x 384 pixels takes {visual_tokens(processor)} tokens")
@@ -131,7 +131,7 @@ def _locate(name: str, revision: str | None) -> tuple[Path, Base]:
         return folder, bases.of_folder(folder)
     entry = catalog.find(name)
     if entry or (guests.HUB_ID.fullmatch(name) and not folder.exists()):
-        snapshot = hub.download(entry.repo if entry else name, revision)
+        snapshot = hub.download(entry.repo if entry and entry.repo else name, revision)
         return snapshot.path, Base(snapshot.repo, snapshot.revision, snapshot.licence, snapshot.weights)
     near = " or ".join(map(repr, catalog.nearest(name)))
     raise UnknownModel(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -47,7 +47,8 @@ def read(path: Path, split: str, limit: int | None = None, missing_images: Missi
     table = _csv(path) if path.suffix == ".csv" else _jsonl(path)
     if path.stem == ALL:
         table = _of_split(table, split, path)
-    rows, problems, faults, lines = [], [], [], {}
+    rows, problems, faults = [], [], []
+    lines: dict[str, int] = {}  # of each id
     for number, (line, cells) in enumerate(islice(table, limit)):
         try:
             row = _row(cells, f"{split}-{number}", path.parent)
@@ -62,8 +63,8 @@ def read(path: Path, split: str, limit: int | None = None, missing_images: Missi
         except ProblemError as error:
             faults.append((lines[row["id"]], error))
     if faults:
-        first = sorted(faults, key=lambda fault: fault[0])[:SHOWN]
-        shown = "".join(f"\n  line {line}: {error}" for line, error in first)
+        named = sorted(faults, key=lambda fault: fault[0])[:SHOWN]
+        shown = "".join(f"\n  line {line}: {error}" for line, error in named)
         raise DataError(
             f"{path} has {len(faults)} faulty row{'s' * (len(faults) > 1)}"
             f"{f' (the first {SHOWN})' * (len(faults) > SHOWN)}:{shown}"
@@ -118,7 +119,7 @@ def _index(answer: str | int, choices: list[str]) -> int:
     raise ValueError(f"answer {answer!r} is no letter {letters}, no choice's exact text and no index")
 
 
-def _check_columns(found, known):
+def _check_columns(found: Iterable, known: Sequence[str]) -> None:
     """Raise `ValueError` for a column that nothing is called."""
     for column in found:
         if column not in known:

@@ -96,8 +96,8 @@ def _in_folder(path: Path, split: str, limit: int | None, missing_images: Missin
     if lists:
         return folder.read(lists[0], split, limit, missing_images)
     if not files:
-        there = sorted(each.name for each in path.iterdir() if each.suffix in (".parquet", ".jsonl", ".csv"))
-        there = ", ".join(there) or "other files"
+        found = sorted(each.name for each in path.iterdir() if each.suffix in (".parquet", ".jsonl", ".csv"))
+        there = ", ".join(found) or "other files"
         raise DataError(f"{path} has no problems of the split {split!r}, only {there}; give {_kinds()}")
     return official.read(path, split, limit, missing_images)
 
@@ -118,8 +118,8 @@ def _download(name: str, split: str) -> list[Path]:
         patterns = [f"{below}{split}{end}.parquet" for below in ("", "*/") for end in ("", "-*")]
         paths = parquet.find(Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns)), split)
         if not paths:
-            there = [file for file in list_repo_files(name, repo_type="dataset") if file.endswith(".parquet")]
-            there = ", ".join(there) or "other kinds of files"
+            found = [file for file in list_repo_files(name, repo_type="dataset") if file.endswith(".parquet")]
+            there = ", ".join(found) or "other kinds of files"
             raise DataError(f"{name} on {hub} has no {split}-*.parquet, only {there}")
         return paths
     except GatedRepoError as error:

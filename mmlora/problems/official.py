@@ -49,7 +49,9 @@ def write(problems: dict[str, Iterable[Problem]], folder: str | Path) -> Path:
     folder = Path(folder)
     if (folder / "problems.json").exists():
         raise DataError(f"{folder} holds a data set already; name another folder")
-    records, splits, captions = {}, {}, {}
+    records: dict[str, dict] = {}
+    splits: dict[str, list[str]] = {}
+    captions: dict[str, str] = {}
     for split, each in problems.items():
         split = NAMES.get(split, split)
         splits[split] = []

@@ -61,13 +61,12 @@ def read(paths: Iterable[Path], split: str) -> Iterator[Problem]:
 def write(path: Path, problems: Iterable[Problem]) -> None:
     """Stream `problems` to a file beside `path` and rename it when it is whole. Raises `DataError`."""
     aside, schema = path.with_suffix(f".{os.getpid()}.part"), FEATURES.arrow_schema
-    problems, rows = iter(problems), True
+    problems = iter(problems)
     try:
         with writing(path):
             writer = pq.ParquetWriter(aside, schema)
         with closing(writer):  # also after an error: Windows cannot delete an open file, and would hide the cause
-            while rows:
-                rows = [_stored(problem) for problem in islice(problems, ROWS)]
+            while rows := [_stored(problem) for problem in islice(problems, ROWS)]:
                 with writing(path):
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
             with writing(path):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
@@ -20,7 +20,11 @@ from mmlora.problems.record import Problem, ProblemError
 
 FIELDS = tuple(field.name for field in fields(Problem))
 REQUIRED = ("question", "choices", "answer")
-TYPES = {"choices": (list, "a list of texts"), "answer": (int, "an index"), "image": ((bytes, Path), "a picture")}
+TYPES: dict[str, tuple[Any, str]] = {
+    "choices": (list, "a list of texts"),
+    "answer": (int, "an index"),
+    "image": ((bytes, Path), "a picture"),
+}
 TEXT = (str, "text")  # every other field
 MissingImages = Literal["error", "text-only"]  # what to do where a picture is not there
 NAMED = 5  # how many of the missing pictures a message names

@@ -80,6 +80,11 @@ def _story(problem: Problem, prediction: Prediction, inches: float) -> list[tupl
     ]
 
 
+def _printable(text: str) -> str:
+    """What an untrained model says may hold anything."""
+    return "".join(c if c.isprintable() or c == "\t" else "·" for c in text)
+
+
 def _wrap(text: str, inches: float, size: float, weight: str = "normal", hang: str = "") -> list[str]:
     """Break `text` where a line is full as matplotlib will draw it: between words, or else inside one.
 
@@ -91,7 +96,7 @@ def _wrap(text: str, inches: float, size: float, weight: str = "normal", hang: s
         return _renderer().get_text_width_height_descent(line, font, False)[0] <= inches * DPI
 
     lines, line = [], ""
-    for word in re.findall(r" *[^ ]+", text.expandtabs(4)):
+    for word in re.findall(r" *[^ ]+", _printable(text).expandtabs(4)):
         if line and not fits(line + word):
             lines.append(line)
             line, word = "", hang + word.lstrip(" ")

@@ -29,7 +29,7 @@ GB = 1e9
 
 def versions() -> dict[str, str | None]:
     """Python and the packages that decide a result; None where one is not installed."""
-    found = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

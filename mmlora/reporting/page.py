@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -42,9 +41,9 @@ def html_report(folder: str | Path) -> Path:
         sections["By skill"] = _figure(plots.skill_bars(trained.by_skill, base.by_skill))
     if wrong := [example for example in kept if not example.prediction.correct]:
         sections["What it got wrong"] = _gallery(wrong, trained)
-    if mapped := [example for example in kept if example.occlusion is not None]:
+    if maps := [(e, e.occlusion) for e in kept if e.occlusion is not None]:
         sections["What the answer depends on"] = "".join(
-            _figure(galleries.occlusion_map(e.problem, e.prediction, e.occlusion), e.problem.id) for e in mapped
+            _figure(galleries.occlusion_map(e.problem, e.prediction, drops), e.problem.id) for e, drops in maps
         )
     sections["How it was made"] = _made(m)
     page = Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8")).substitute(
@@ -130,9 +129,7 @@ def _made(m: Metrics) -> str:
 
 
 def _figure(figure: Figure, caption: str = "") -> str:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=150)
-    image = _inline(base64.b64encode(data.getvalue()).decode(), caption or "chart")
+    image = _inline(base64.b64encode(plots.compact_png(figure, 150)).decode(), caption or "chart")
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -233,6 +234,21 @@ def departures(faults: Mapping[tuple[str, str], int]) -> Figure:
     axes.margins(x=0.06)
     axes.set_xlabel("wrong answers")
     figure.legend(loc="outside lower center", ncols=len(KINDS), frameon=False)
+    return figure
+
+
+def parameter_squares(parts: Mapping[str, int], each: int = 100_000) -> Figure:
+    """How many parameters each part of a model has: a small square for every `each` of them, a colour for every part."""
+    across, colours = 80, [GREEN, ORANGE, "#D8D8D8", VERMILION, BLUE, PURPLE][: len(parts)]
+    squares: np.ndarray = np.repeat(range(len(parts)), [round(count / each) for count in parts.values()])
+    squares = np.pad(squares, (0, -len(squares) % across), constant_values=len(parts)).reshape(-1, across)[::-1]
+    figure = sized(9, 0.6 + 0.1 * len(squares))
+    axes = figure.subplots()
+    axes.pcolormesh(squares, cmap=ListedColormap([*colours, "white"]), vmin=0, vmax=len(parts), edgecolors="white")
+    for (name, count), colour in zip(parts.items(), colours):
+        axes.scatter([], [], marker="s", color=colour, label=f"{name}: {count / 1e6:.1f} million")
+    axes.set_axis_off()
+    figure.legend(loc="outside upper center", ncols=len(parts), frameon=False)
     return figure
 
 

@@ -18,6 +18,7 @@ from mmlora.problems.record import CATEGORIES
 from mmlora.reporting.machine import git_state, machine, peak_memory_gb, versions
 
 SCORED = ("accuracy", "base", "majority", "blank_image")
+BASE = ("name", "revision", "licence", "weights")
 PARTS = ("data", "cache", "train", "score", "total")
 
 
@@ -51,7 +52,8 @@ class Metrics:
     git: dict = field(default_factory=git_state)
 
     def __post_init__(self):
-        wanted = {name: ("avg", "ci95", *CATEGORIES, "n") for name in SCORED} | {"minutes": PARTS}
+        wanted = {name: ("avg", "ci95", *CATEGORIES, "n") for name in SCORED}
+        wanted |= {"scored_by": SCORED, "base_model": BASE, "minutes": PARTS}
         missing = [f"{name}.{key}" for name, keys in wanted.items() for key in keys if key not in getattr(self, name)]
         if missing:
             raise MetricsError(f"the metrics lack {', '.join(missing)}; record them before saving")

@@ -9,10 +9,11 @@ shipped connector with it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mmlora.models.precision import mixed
+from mmlora.models.vlm import VLM
 from mmlora.smolbridge.connector import Connector
 from mmlora.training.order import schedule
 
@@ -41,34 +43,35 @@ class ReadSettings:
 
 
 @torch.inference_mode()
-def look(vlm, pictures: Iterable, count: int, file: Path) -> np.ndarray:
+def look(vlm: VLM, pictures: Iterable, count: int, file: Path) -> np.ndarray:
     """What the connector sees of every picture: float16 (count, cells, cell_width), memory-mapped.
 
     The first `BASIS` pictures settle `describe`: the cells' principal components at equal size, for most of what the
     tower reports is the same in all pictures, and plain training would not see past it.
     """
     connector, basis, at = vlm.model.model.connector, min(BASIS, count), 0
-    pictures = iter(tqdm(pictures, total=count, desc="looking", unit="picture"))
+    coming = iter(tqdm(pictures, total=count, desc="looking", unit="picture"))
     first = torch.empty(basis, connector.side**2, connector.describe.in_features, dtype=torch.half)
     shape = (count, connector.side**2, connector.describe.out_features)
-    aside = np.memmap(file.with_suffix(".part"), np.float16, "w+", shape=shape)
-    for part in _parts(islice(pictures, basis)):
+    aside: Any = np.memmap(file.with_suffix(".part"), np.float16, "w+", shape=shape)
+    for part in _parts(islice(coming, basis)):
         first[at : at + len(part)], at = _cells(vlm, part), at + len(part)
     whiten(connector, first)
     aside[:basis] = torch.cat([connector.seen(part.float()) for part in first.split(64)]).numpy()
-    for part in _parts(pictures):
+    for part in _parts(coming):
         aside[at : at + len(part)], at = connector.seen(_cells(vlm, part)).numpy(), at + len(part)
     aside.flush()
     file.with_suffix(".part").replace(file)
     return np.memmap(file, np.float16, "r", shape=shape)
 
 
-def _parts(pictures, size: int = 16):
-    while part := list(islice(pictures, size)):
+def _parts(pictures: Iterable, size: int = 16) -> Iterator[list]:
+    rest = iter(pictures)
+    while part := list(islice(rest, size)):
         yield part
 
 
-def _cells(vlm, pictures: list) -> torch.Tensor:
+def _cells(vlm: VLM, pictures: list) -> torch.Tensor:
     pixels = vlm.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     return vlm.model.model.get_image_cells(pixels)
 
@@ -86,7 +89,7 @@ def whiten(connector: Connector, cells: torch.Tensor) -> None:
     connector.describe.bias.copy_(-connector.describe.weight @ mean)
 
 
-def spell(tokenizer, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def spell(tokenizer: Any, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """The dictionary, int64 (words,): the decoder's tokens that occur in `captions`; and the captions spelled with it.
 
     A spelled caption is a row of int64 (captions, longest) of places in the dictionary, silence at its end.
@@ -147,7 +150,7 @@ def _numbers(seen: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(seen.astype(np.float32))
 
 
-def fitting(model, words: torch.Tensor, visual_tokens: int) -> Connector:
+def fitting(model: Any, words: torch.Tensor, visual_tokens: int) -> Connector:
     """A fresh connector for this dictionary and this many visual tokens that describes cells as `model`'s does."""
     config, core = copy.copy(model.config), model.model
     config.dictionary, config.visual_tokens = len(words), visual_tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import AutoConfig, PreTrainedConfig
 
 
@@ -11,7 +13,7 @@ class SmolBridgeConfig(PreTrainedConfig):
     model_type = "smolbridge"
     sub_configs = {"text_config": AutoConfig}
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None  # a PreTrainedConfig, made of the dict that a file holds
     vision_name: str = "tf_efficientnet_lite0"
     image_size: int = 256  # 8 x 8 cells; the tower was trained at 224, and 256 divides into whole cells
     cell_width: int = 160  # numbers that describe a cell: nearly all that differs between pictures

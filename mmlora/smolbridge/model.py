@@ -10,6 +10,8 @@ in the language that it knows. It is an ordinary transformers model: `from_pretr
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import nn
@@ -38,7 +40,7 @@ def plain_tower(name: str) -> nn.Module:
 def without_norms(tower: nn.Module) -> nn.Module:
     """Fold every batch norm into the convolution before it, in place: a frozen tower computes the same in less time."""
     for module in tower.modules():
-        convolution = None
+        convolution: Any = None
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d):
                 convolution = child

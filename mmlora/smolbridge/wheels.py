@@ -87,7 +87,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     said = []
     with tqdm(total=wheel.size, unit="B", unit_scale=True, desc=wheel.package) as bar:
-        for line in process.stdout:
+        for line in process.stdout or ():
             if line.startswith("Progress ") and line.split()[1].isdigit():
                 bar.update(int(line.split()[1]) - bar.n)
             else:

@@ -15,6 +15,7 @@ import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,7 +161,8 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, byt
     moments = {
         f"{name}/{key}": value for name, p in trainable.items() for key, value in optimizer.state.get(p, {}).items()
     }
-    name, keys, *numbers = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    name, keys, *numbers = legacy
     randoms = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
     if torch.cuda.is_available():
         randoms["cuda"] = torch.cuda.get_rng_state()
@@ -173,7 +175,7 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, byt
     }
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer):
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put back what `capture` took. Raises `CheckpointError` when other parameters train now."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tensors = load(checkpoint.files["trainable.safetensors"])

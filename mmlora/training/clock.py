@@ -13,6 +13,7 @@ class Clock:
 
     def __init__(self, settings: TrainSettings):
         self.settings, self.started = settings, perf_counter()
+        self.budget = 60 * (settings.minutes or 0.0)  # seconds; unused where steps are counted
         self.before = 0.0  # seconds spent by earlier processes
         self.save_seconds = 0.0  # of the last checkpoint
         self.recent: deque[float] = deque(maxlen=32)  # seconds of a step; lengths vary, so the slowest is reserved
@@ -25,15 +26,15 @@ class Clock:
         if self.settings.steps is not None:
             return done < self.settings.steps
         reserve = max(self.recent, default=0.0) + 2 * self.save_seconds  # twice: disks waver
-        return self.seconds() + reserve < 60 * self.settings.minutes
+        return self.seconds() + reserve < self.budget
 
     def share(self, done: int) -> float:
         """How much of the budget is spent by the middle of the coming step."""
         if self.settings.steps is not None:
             return (done + 0.5) / self.settings.steps
-        return (self.seconds() + (self.recent[-1] if self.recent else 0.0) / 2) / (60 * self.settings.minutes)
+        return (self.seconds() + (self.recent[-1] if self.recent else 0.0) / 2) / self.budget
 
     def seconds_left(self, done: int) -> float:
         if self.settings.steps is not None:
             return self.seconds() * (self.settings.steps / done - 1)
-        return 60 * self.settings.minutes - self.seconds()
+        return self.budget - self.seconds()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +21,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
 from mmlora.adapters.lora import AdapterError
-from mmlora.adapters.towers import gradient_norms
+from mmlora.adapters.towers import Tower, gradient_norms
 from mmlora.models.memory import give_back
 from mmlora.models.precision import attention, precision
 from mmlora.training import checkpoint, resume
@@ -127,7 +128,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         place.step, place.samples, place.tokens = place.step + 1, place.samples + len(batch), place.tokens + tokens
-        record = {
+        record: dict[str, Any] = {
             "step": place.step,
             "seconds": round(clock.seconds(), 3),
             "loss": loss,
@@ -193,7 +194,7 @@ class _Run:
                 parameter.grad.div_(tokens)
         return total / tokens, tokens
 
-    def reached(self) -> dict[str, float] | None:
+    def reached(self) -> dict[Tower, float] | None:
         """The gradient's norm by tower, once every tower has one; None until then, for a batch may hold no picture.
 
         Raises `AdapterError` for a tower that none of the first steps reached.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -41,13 +42,14 @@ class Journal:
     def __init__(self, folder: Path):
         self.path = folder / "log.jsonl"
         self.records: list[dict] = []
-        self.file = self.bar = None
+        self.file: Any = None  # until `open`
+        self.bar: Any = None
 
     @property
     def text(self) -> str:
         return "".join(json.dumps(record) + "\n" for record in self.records)
 
-    def open(self, records: list[dict]):
+    def open(self, records: list[dict]) -> None:
         """Begin with `records`; later lines of an interrupted run are dropped, for their steps are taken again."""
         self.records = records
         try:
@@ -59,7 +61,7 @@ class Journal:
             raise TrainingError(f"{self.path} cannot be written ({error.strerror}); choose another folder") from error
         self.bar = tqdm(total=100, desc="training", bar_format="{percentage:3.0f}%|{bar}| {desc}", mininterval=0.5)
 
-    def write(self, record: dict, share: float, seconds_left: float):
+    def write(self, record: dict, share: float, seconds_left: float) -> None:
         """Add a record; `share` of the budget is spent and `seconds_left` remain."""
         self.records.append(record)
         try:
@@ -72,10 +74,10 @@ class Journal:
         self.bar.set_description_str(f"loss {record['loss']:.3f}, {speed:.1f} samples/s, {left} left", refresh=False)
         self.bar.update(min(100.0, 100 * share) - self.bar.n)
 
-    def say(self, sentence: str):
+    def say(self, sentence: str) -> None:
         tqdm.write(sentence)
 
-    def close(self):
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:

@@ -16,9 +16,17 @@ if TYPE_CHECKING:  # the command line reads these settings, and must not wait fo
 class TrainingSet(Protocol):
     """What can be trained on: `encoding.samples.Samples`, or with its prefix computed once `encoding.prefix.PrefixCache`."""
 
-    ids: Sequence[str]
-    lengths: Sequence[int]  # tokens of each sample
-    fingerprint: str  # of the data and of the stored frozen weights, however these were loaded
+    @property
+    def ids(self) -> Sequence[str]:
+        """What a message calls each sample."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each sample."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data and of the stored frozen weights, however these were loaded."""
 
     def __len__(self) -> int: ...
 

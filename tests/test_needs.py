@@ -1,4 +1,4 @@
-"""What a plan promises is what happens (its dealings with a hub are in test_hub)."""
+"""What was foretold is what happens (its dealings with a hub are in test_hub)."""
 
 import copy
 import json
@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from mmlora import paths
+from mmlora import needs as module
 from mmlora.adapters.lora import attach
-from mmlora.models import needs
-from mmlora.models.needs import plan
+from mmlora.needs import needs
 from mmlora.paths import RESULTS
 from mmlora.reporting.machine import machine
 from mmlora.reporting.record import Metrics
+from mmlora.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +24,23 @@ def folder(tmp_path_factory, tiny_vlm):
 
 def test_the_adapter_is_as_large_as_planned(folder, tiny_vlm):
     made = attach(copy.deepcopy(tiny_vlm.model), rank=4)
-    assert plan(str(folder), rank=4).trainable == sum(p.numel() for p in made.parameters() if p.requires_grad)
+    assert needs(str(folder), settings=Settings(rank=4)).trainable == sum(p.numel() for p in made.parameters() if p.requires_grad)
 
 
 def test_a_folder_needs_no_download(folder, tiny_vlm):
-    found = plan(str(folder))
+    found = needs(str(folder))
     assert found.download == 0
     assert 0 <= found.parameters - tiny_vlm.model.num_parameters() < 100  # the dictionary's word ids are no parameters
     assert "nothing, it is here" in str(found)
 
 
 def test_weights_in_16_bits_take_half(folder):
-    found = plan(str(folder))
-    assert found.memory(4) - 2 * found.memory(2) == -needs.TRAINED_BYTES * found.trainable
+    found = needs(str(folder))
+    assert found.memory(4) - 2 * found.memory(2) == -module.TRAINED_BYTES * found.trainable
 
 
 def test_four_bits_are_offered_to_large_models_only(folder):
-    small = plan(str(folder))
+    small = needs(str(folder))
     assert "with NF4" not in str(small)
     large = replace(small, parameters=3_000_000_000)
     saved = large.memory(2) - large.memory_nf4()
@@ -49,18 +49,18 @@ def test_four_bits_are_offered_to_large_models_only(folder):
 
 def test_minutes_come_from_a_record_of_this_machine_only(tmp_path, monkeypatch):
     record = Metrics.load(RESULTS / "one_hour_smolbridge.json").__dict__
-    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
     (tmp_path / "other.json").write_text(json.dumps({"another": "kind of record"}))
     elsewhere = {**record, "machine": {**machine(), "cpu": "another", "gpu": None}, "samples_per_second": 99.0}
     Metrics(**elsewhere).save(tmp_path / "elsewhere.json")
-    assert plan("smolbridge").speed is None
+    assert needs("smolbridge").speed is None
     Metrics(**{**record, "machine": machine(), "samples_per_second": 5.0}).save(tmp_path / "here.json")
-    found = plan("smolbridge", problems=3_000)
+    found = needs("smolbridge", problems=3_000)
     assert (found.speed, found.record) == (5.0, "here.json")
     assert "10 minutes for 3,000 problems (here.json: 5 samples/s)" in str(found)
 
 
 def test_an_unknown_size_is_said_not_guessed():
-    found = plan("smolbridge")  # its configuration is known once it is put together
+    found = needs("smolbridge")  # its configuration is known once it is put together
     assert found.trainable is None and found.memory(2) is None
     assert "not known yet" in str(found) and "152,000,000" in str(found)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmlora.minisqa import generate
-from mmlora.problems import load as sources
-from mmlora.problems import official, parquet
-from mmlora.problems.load import load_problems
+from mmlora.problems import load, official, parquet
+from mmlora.problems.load import licence, load_problems
+from mmlora.problems.pictures import decoded, digest, encoded, rgb
 from mmlora.problems.record import SUBJECTS, Problem
 from mmlora.problems.rows import DataError
 
@@ -47,6 +47,12 @@ def records(rng: random.Random, count: int = 6) -> list[Problem]:
             subject=rng.choice(SUBJECTS), **{name: text(rng) for name in names},
         ))  # fmt: skip
     return problems
+
+
+def own(problem: Problem) -> Problem:
+    """The same with texts as an own folder may have them: nothing is blank and no two choices are alike."""
+    choices = tuple(f"{choice} {number}" for number, choice in enumerate(problem.choices))
+    return replace(problem, question=f"{problem.question}?", choices=choices)
 
 
 def shown(problem: Problem) -> dict:
@@ -107,7 +113,7 @@ def test_parquet_gives_back_several_row_groups(tmp_path):
 
 @any_records
 def test_jsonl_gives_back_every_record(rng, new_folder):
-    problems, lines, folder = records(rng), [], new_folder()
+    problems, lines, folder = [own(problem) for problem in records(rng)], [], new_folder()
     for number, problem in enumerate(problems):
         row = {field.name: getattr(problem, field.name) for field in fields(problem)}
         if problem.image is not None:
@@ -179,6 +185,19 @@ def test_faults_of_the_official_files_are_named(splits, tmp_path):
         load_problems(folder, "train")
 
 
+@pytest.mark.parametrize("path", ["/etc/hostname", "../../../x.png", "../../../../../../../../etc/hostname"])
+def test_a_picture_of_the_official_layout_lies_in_its_folder(path, splits, tmp_path):
+    folder = official.write(splits, tmp_path / "a" / "out")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a" / "x.png")  # beside the folder: a picture that is somebody else's
+    rows = json.loads((folder / "problems.json").read_text())
+    name = next(iter(rows))
+    rows[name]["image"] = path
+    (folder / "problems.json").write_text(json.dumps(rows))
+    for missing in ("error", "text-only"):
+        with pytest.raises(DataError, match=rf"problems\.json: problem {name}: its picture .* lies outside the folder"):
+            load_problems(folder, "train", missing_images=missing)
+
+
 def test_an_export_destroys_nothing_and_leaves_its_folder_for_no_id(splits, tmp_path):
     problem = splits["train"][0]
     official.write(splits, tmp_path / "out")
@@ -193,13 +212,29 @@ def test_an_export_destroys_nothing_and_leaves_its_folder_for_no_id(splits, tmp_
 
 
 def test_the_licence_is_said_once_and_only_for_scienceqa(splits, numbered, tmp_path, capsys):
-    sources._say_licence.cache_clear()
+    load._say_licence.cache_clear()
     load_problems(official.write(splits, tmp_path / "minisqa"), "train")
     assert capsys.readouterr().out == ""
     assert_same(load_problems(numbered[0]), numbered[1])
     assert "CC BY-NC-SA 4.0" in capsys.readouterr().out
     load_problems(numbered[0])
     assert capsys.readouterr().out == ""
+
+
+def test_the_licence_of_each_source(splits, numbered, tmp_path, monkeypatch):
+    own_folder = tmp_path / "own"
+    own_folder.mkdir()
+    (own_folder / "test.csv").write_text("question,choice_a,choice_b,answer\nWhy?,yes,no,A\n")
+    exported = official.write(splits, tmp_path / "exported")
+    assert licence("minisqa", splits["train"]) == "apache-2.0"
+    assert licence(numbered[0], numbered[1]) == licence(str(numbered[0]), numbered[1]) == "cc-by-nc-sa-4.0"
+    assert licence("derek-thomas/ScienceQA", splits["train"]) == "cc-by-nc-sa-4.0"
+    assert licence(own_folder, load_problems(own_folder)) == "other"
+    assert licence(exported, splits["train"]) == "other"  # ScienceQA's layout, but not its problems
+    assert licence("someone/questions", splits["train"]) == "other"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-scienceqa").mkdir()
+    assert licence("my-scienceqa", splits["train"]) == "other"  # a folder is its owner's, whatever it is called
 
 
 def test_rows_without_id_are_counted_through_all_files_of_a_split(tmp_path):
@@ -229,6 +264,88 @@ def test_pictures_are_rgb_and_upright_and_decoded_when_they_are_used(tmp_path):
     assert first.tile and second.tile  # nothing is decoded yet
     assert first.mode == second.mode == "RGB" and second.size == (60, 40)
     assert set(first.get_flattened_data()) == {(200, 10, 30)}
+
+
+def transparent(mode: str) -> Image.Image:
+    """Two pixels: the left one is transparent, the right one solid; what is hidden is not white."""
+    if mode == "P":
+        picture = Image.new("P", (2, 1))
+        picture.putpalette([9, 99, 9, 200, 10, 30])
+        picture.info["transparency"] = 0
+    elif mode == "RGB":
+        picture = Image.new("RGB", (2, 1), (9, 99, 9))
+        picture.info["transparency"] = (9, 99, 9)
+    else:
+        hidden, shown = {"RGBA": ((9, 99, 9, 0), (200, 10, 30, 255)), "LA": ((9, 0), (77, 255))}[mode]
+        picture = Image.new(mode, (2, 1), hidden)
+        picture.putpixel((1, 0), shown)
+        return picture
+    picture.putpixel((1, 0), 1 if mode == "P" else (200, 10, 30))
+    return picture
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_a_transparent_picture_is_read_on_white(mode, tmp_path):
+    transparent(mode).save(tmp_path / "x.png")
+    (tmp_path / "test.jsonl").write_text('{"question": "Which?", "choices": ["a", "b"], "answer": 0, "image": "x.png"}')
+    (problem,) = load_problems(tmp_path)
+    expected = [(255, 255, 255), (77, 77, 77) if mode == "LA" else (200, 10, 30)]
+    assert problem.image.mode == "RGB" and list(problem.image.get_flattened_data()) == expected
+    in_memory = transparent(mode)  # from somebody's own code, not from a file
+    assert list(rgb(in_memory).get_flattened_data()) == expected
+    assert in_memory.mode == mode and in_memory.tobytes() == transparent(mode).tobytes(), "what came in stays as it is"
+
+
+def test_a_half_transparent_picture_is_blended_with_white():
+    file = io.BytesIO()
+    Image.new("RGBA", (3, 2), (0, 100, 200, 128)).save(file, "PNG")
+    blended = [round(255 + (colour - 255) * 128 / 255) for colour in (0, 100, 200)]
+    for pixel in decoded(file.getvalue()).get_flattened_data():
+        assert pixel == pytest.approx(blended, abs=1)
+
+
+def test_a_png_that_nobody_touched_stays_the_same_file():
+    for level in (0, 9):  # neither is what `encoded` writes itself
+        file = io.BytesIO()
+        picture(random.Random(0)).resize((40, 30)).save(file, "PNG", compress_level=level)
+        read = decoded(file.getvalue())
+        assert encoded(read) == encoded(read) == file.getvalue()
+        assert rgb(read).size == (40, 30) and encoded(read) == file.getvalue(), "a copy was decoded, not the picture"
+    read.load()
+    assert encoded(read) != file.getvalue() and decoded(encoded(read)).tobytes() == read.tobytes()
+
+
+def test_a_picture_is_told_apart_by_its_file_and_a_changed_copy_by_its_pixels():
+    files = []
+    for number in range(2):
+        file = io.BytesIO()
+        picture(random.Random(number)).resize((40, 30)).save(file, "PNG")
+        files.append(file.getvalue())
+    first, again, other = decoded(files[0]), decoded(files[0]), decoded(files[1])
+    before = digest(first)
+    first.load()
+    assert digest(first) == before == digest(again) != digest(other)
+    turned = first.rotate(180)
+    assert len({before, digest(turned), digest(first.rotate(90)), digest(first.convert("L"))}) == 4
+    assert digest(turned) == digest(turned.copy()) and len(digest(turned)) == len(before) == 32
+
+
+def test_a_writer_whose_problems_break_off_is_closed_and_leaves_nothing(tmp_path, monkeypatch):
+    closed, close = [], pq.ParquetWriter.close
+
+    def spy(writer):
+        closed.append(sorted(path.suffix for path in tmp_path.iterdir()))
+        close(writer)
+
+    def breaking_off():
+        yield from records(random.Random(0), parquet.ROWS + 5)
+        raise KeyError("the cause")
+
+    monkeypatch.setattr(pq.ParquetWriter, "close", spy)
+    with pytest.raises(KeyError, match="the cause"):
+        parquet.write(tmp_path / "test.parquet", breaking_off())
+    assert closed and closed[0] == [".part"], "closed before its file was deleted, as Windows needs it"
+    assert not list(tmp_path.iterdir())
 
 
 CSV = """\ufeffquestion,choice_a,choice_b,choice_c,choice_d,choice_e,answer,hint,image
@@ -262,6 +379,40 @@ def test_a_csv_and_a_jsonl_file_of_your_own(tmp_path):
     assert_same(load_problems(tmp_path, limit=2), expected[:2])
 
 
+TEN = tuple("0123456789")
+
+
+def test_a_problem_has_up_to_26_choices(tmp_path):
+    """Ten digits is what many a small data set asks for."""
+    columns = [f"choice_{letter}" for letter in "abcdefghij"]
+    rows = [f"Which digit?,{','.join(TEN)},{answer}" for answer in ("J", "3")]
+    (tmp_path / "test.csv").write_text("\n".join([f"question,{','.join(columns)},answer", *rows]))
+    expected = [Problem(f"test-{i}", "Which digit?", TEN, answer) for i, answer in enumerate((9, 3))]
+    assert_same(load_problems(tmp_path), expected)
+    (tmp_path / "test.csv").unlink()
+    lines = [{"question": "Which digit?", "choices": TEN, "answer": answer} for answer in ("J", 3)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert_same(load_problems(tmp_path), expected)
+
+
+def test_the_27th_choice_is_refused(tmp_path):
+    many = [f"number {i}" for i in range(27)]
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "Which?", "choices": many[:26], "answer": "Z"}))
+    assert load_problems(tmp_path)[0].answer_text == "number 25"
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "Which?", "choices": many, "answer": 0}))
+    with pytest.raises(DataError, match="line 1: problem test-0: has 27 choices; give 2 to 26"):
+        load_problems(tmp_path)
+    (tmp_path / "test.jsonl").unlink()
+    letters = [*"abcdefghijklmnopqrstuvwxyz", "aa"]
+    for count in (26, 27):
+        head = f"question,answer,{','.join(f'choice_{letter}' for letter in letters[:count])}"
+        (tmp_path / "test.csv").write_text(f"{head}\nWhich?,Z,{','.join(many[:count])}\n")
+        if count == 26:
+            assert load_problems(tmp_path)[0].answer_text == "number 25"
+    with pytest.raises(DataError, match="line 1: no column is called 'choice_aa'"):
+        load_problems(tmp_path)
+
+
 def test_one_file_holds_all_splits_and_a_missing_column_is_said(tmp_path, capsys):
     rows = [("train", "x"), ("test", "y"), ("train", "z")]
     lines = ["id,question,choice_a,choice_b,answer,split", *(f"{name},Why?,yes,no,B,{split}" for split, name in rows)]
@@ -292,8 +443,11 @@ GOOD = "g,Why?,yes,no,,A\n"
     (HEAD + GOOD + "x,Why?,yes,no,,C\n", "line 3: problem x: answer 'C' is no letter A to B"),
     (HEAD + GOOD + "x,Why?,yes,no,,2\n", "line 3: problem x: answer '2' is no letter"),
     (HEAD + GOOD + "x,Why?,1,2,3,2\n", "line 3: problem x: answer '2' may mean choice B or choice C; write its letter"),
-    (HEAD + GOOD + "x,Why?,no,yes,no,no\n", "line 3: problem x: answer 'no' may mean choice A or choice C"),
+    (HEAD + GOOD + "x,Why?,no,yes,no,no\n", "line 3: problem x: choices A and C are both 'no'; make them differ"),
+    (HEAD + GOOD + "x,Why?,no,yes,no ,B\n", "line 3: problem x: choices A and C are both 'no '; make them differ"),
     (HEAD + GOOD + "x,Why?,yes,,no,A\n", "line 3: problem x: choice B is empty"),
+    (HEAD + GOOD + "x,Why?,yes,  ,no,A\n", "line 3: problem x: choice B is empty"),
+    (HEAD + GOOD + "x,\t ,yes,no,,A\n", "line 3: problem x: question should not be empty"),
     (HEAD + GOOD + "x,Why?,yes,,,A\n", "line 3: problem x: has 1 choices"),
     (HEAD + GOOD + "x,,yes,no,,\n", "line 3: problem x: question and answer should not be empty"),
     (HEAD + GOOD + "x,Why?,yes\n", "line 3: problem test-1: it has 3 cells for 6 columns"),
@@ -301,6 +455,9 @@ GOOD = "g,Why?,yes,no,,A\n"
     (HEAD + GOOD + 'x,"Why?" he asked,yes,no,,A\n', "line 3: .*a quote inside a cell is written twice"),
     (SHORT + "grade\nx,Why?,yes,no,A,four\n", "line 2: problem x: grade 'four' should read"),
     (SHORT + "image\nx,Why?,yes,no,A,no.png\n", "1 of 1 pictures are missing: line 2: problem x "),
+    (SHORT + "image\nx,Why?,yes,no,A,/etc/hostname\n", "line 2: problem x: its picture '/etc/hostname' lies outside"),
+    (SHORT + "image\nx,Why?,yes,no,A,../../x.png\n", r"line 2: problem x: its picture '\.\./\.\./x\.png' lies outside the folder"),
+    (SHORT + "image\nx,Why?,yes,no,A,a/../../x.png\n", "line 2: problem x: its picture 'a/../../x.png' lies outside"),
     (SHORT + "image\nx,Why?,yes,no,A,test.csv\n", "line 2: problem x: its picture is no image"),
     (HEAD, "has no problem in the split 'test'"),
 ])  # fmt: skip
@@ -319,6 +476,10 @@ WHY = '{"id": "x", "question": "Why?", '
     (WHY + '"answer": 0}', "line 2: problem x: choices should not be empty"),
     (WHY + '"choices": "yes", "answer": 0}', "line 2: problem x: choices is 'yes', not a list of texts"),
     (WHY + '"choices": ["1", 2], "answer": 0}', r"line 2: problem x: choices are \['1', 2\], not a list of texts"),
+    (WHY + '"choices": ["no", "yes", "no"], "answer": 1}', "line 2: problem x: choices A and C are both 'no'; make"),
+    (WHY + '"choices": ["yes", "\\u00a0\\n"], "answer": 0}', "line 2: problem x: choice B is empty"),
+    (WHY.replace("Why?", " \\t") + '"choices": ["yes", "no"], "answer": 0}', "line 2: problem x: question should not be"),
+    (WHY + '"choices": ["yes", "no"], "answer": 0, "image": "../x.png"}', "line 2: problem x: its picture .* lies outside"),
     (WHY + '"choices": ["yes", "no"], "answer": 2}', "line 2: problem x: answer 2 is no index"),
     (WHY + '"choices": ["yes", "no"], "answer": true}', "line 2: problem x: answer is True, not an index"),
     (WHY + '"choices": ["yes", "no"], "answer": 1, "hnt": ""}', "line 2: problem x: .*'hnt'; the nearest is 'hint'"),

@@ -1,0 +1,58 @@
+"""A Python as Colab has it: torch and Jupyter are there, mmlora is installed by the first cell of a notebook."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mmlora.paths import NOTEBOOKS, cache_home
+
+FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def fresh_venv(folder: Path) -> tuple[Path, Path]:
+    """A virtual environment with nothing but pip: its interpreter, and the folder of its packages."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    return python, Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
+
+
+def on_colab(source: Path) -> dict[str, str]:
+    variables = {"COLAB_RELEASE_TAG": "release-colab", "MMLORA_SOURCE": str(source), "MMLORA_HOME": str(cache_home()),
+                 "PIP_CONSTRAINT": os.devnull}  # whatever this machine's own settings hold back
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
+
+
+def run_cell(python: Path, folder: Path, source: Path) -> subprocess.CompletedProcess:
+    cell = nbformat.read(FILES[0], as_version=4).cells[1].source
+    return subprocess.run([python, "-c", f"{cell}\nimport mmlora"], cwd=folder, env=on_colab(source), capture_output=True,
+                          text=True)
+
+
+def preinstall(names: list[str], site: Path) -> dict[str, str]:
+    """Link packages of this Python, and all that they require, into another one's folder; their versions."""
+    versions, seen, todo = {}, set(), [Requirement(name) for name in names]
+    while todo:
+        wanted = todo.pop()
+        name, extras = canonicalize_name(wanted.name), frozenset({"", *wanted.extras})
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        needs = map(Requirement, metadata.requires(name) or [])
+        todo += [n for n in needs if n.marker is None or any(n.marker.evaluate({"extra": e}) for e in extras)]
+        if name in versions or name == "setuptools":  # which the environment may have brought along
+            continue
+        versions[name] = metadata.version(name)
+        for file in metadata.files(name):
+            if ".." not in file.parts and "__pycache__" not in file.parts:  # no scripts
+                (site / file).parent.mkdir(parents=True, exist_ok=True)
+                (site / file).symlink_to(file.locate())
+    return versions

@@ -1,0 +1,173 @@
+"""A run, step by step or whole, on a tiny model and a folder of one's own; every step may be taken again."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import families
+import pytest
+import torch
+from tinyvlm import picture
+
+from mmlora import experiment, load_vlm
+from mmlora.evaluation.answering import evaluate
+from mmlora.experiment import Experiment
+from mmlora.reporting.page import html_report
+from mmlora.reporting.record import Metrics
+from mmlora.settings import Settings
+
+COLOURS = ("red", "green", "blue", "olive")
+pytestmark = pytest.mark.filterwarnings("ignore:.*generations were cut")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a tiny SmolVLM."""
+    folder, vlm = tmp_path_factory.mktemp("model"), families.build("smolvlm")
+    vlm.model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    return str(folder)
+
+
+def write_problems(folder, pictures: bool = True) -> str:
+    """Questions as a teacher would lay them down, with and without pictures; returns the folder."""
+    rng = random.Random(0)
+    for split, count in (("train", 24), ("validation", 6), ("test", 8)):
+        rows = []
+        for number in range(count):
+            left, right = rng.sample(COLOURS, 2)
+            row = {"question": "Which colour is on the left?", "choices": list(COLOURS), "answer": COLOURS.index(left),
+                   "solution": f"The left one is {left}.", "skill": "colours"}  # fmt: skip
+            if pictures and number % 4:
+                row["image"] = f"{split}-{number}.png"
+                picture(left, right, (60 + 4 * number, 48)).save(folder / row["image"])
+            else:
+                row["hint"] = f"On the left is {left}."
+            rows.append(row)
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory):
+    return write_problems(tmp_path_factory.mktemp("own"))
+
+
+def begin(model, data, folder, **changes) -> Experiment:
+    return Experiment(Settings(model=model, data=data, **{"steps": 4, **changes}), folder)
+
+
+@pytest.fixture(scope="module")
+def finished(model, own_folder, tmp_path_factory):
+    """A whole run, scored by likelihood on the validation split."""
+    run = begin(model, own_folder, tmp_path_factory.mktemp("run"), method="likelihood", split="validation")
+    run.run()
+    return run
+
+
+def test_a_run_records_what_it_did(finished, own_folder):
+    metrics = Metrics.load(finished.folder / "metrics.json")
+    assert metrics.settings == finished.settings.to_dict() and metrics.settings["data"] == own_folder
+    assert metrics.scored_by == {
+        "accuracy": "likelihood", "base": "likelihood", "majority": "fixed guess", "blank_image": "likelihood"
+    }  # fmt: skip
+    assert metrics.n_test == 6 and metrics.blank_image["n"]["Avg"] == 4 == metrics.accuracy["n"]["IMG"]
+    assert metrics.samples_seen == 32 and metrics.base_model["weights"] == finished.vlm.base.weights
+    assert html_report(finished.folder).is_file()
+
+
+def test_what_was_trained_comes_back_from_its_folder(finished):
+    again = load_vlm(finished.folder / "adapter")
+    said = evaluate(again, finished.test, "likelihood", progress=False)
+    assert [s.scores for s in said] == [pytest.approx(p.scores, abs=1e-4) for p in finished.predictions]
+    assert [p.text for p in said] == [p.text for p in finished.predictions]
+
+
+@pytest.mark.parametrize("without", ["train", "test", "both"])
+def test_data_without_pictures_is_no_accident(model, own_folder, tmp_path, without):
+    """It used to end in a bare StopIteration, or after an hour before the record was written."""
+    mixed = tmp_path / "data"
+    mixed.mkdir()
+    write_problems(mixed, pictures=without != "both")
+    for split in ("train", "test"):
+        if without == split:
+            rows = [json.loads(line) for line in (mixed / f"{split}.jsonl").read_text().splitlines()]
+            (mixed / f"{split}.jsonl").write_text("\n".join(json.dumps({**r, "image": None}) for r in rows))
+    run = begin(model, str(mixed), tmp_path / "run")
+    metrics = run.run()
+    assert metrics.accuracy["n"]["Avg"] == 8
+    assert (metrics.blank_image["n"]["Avg"] == 0) == (without != "train")
+    assert metrics.blank_image["avg"] is None or without == "train"
+    assert html_report(run.folder).is_file()
+
+
+def test_the_figures_are_safe_before_anything_else_can_fail(model, own_folder, tmp_path, monkeypatch):
+    run = begin(model, own_folder, tmp_path)
+    monkeypatch.setattr(experiment, "occlusion", None)
+    with pytest.raises(TypeError):
+        run.run()
+    assert Metrics.load(tmp_path / "metrics.json").n_test == 8
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 8
+
+
+def adapter(run) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in run.model.parameters() if p.requires_grad])
+
+
+def test_every_step_may_be_taken_again(model, own_folder, tmp_path, capsys):
+    run = begin(model, own_folder, tmp_path)
+    for step in (run.load_problems, run.load_model, run.baselines, run.attach, run.cache):
+        step()
+        step()
+    fresh, base = adapter(run), run.base
+    run.fit()
+    once = adapter(run)
+    assert not torch.equal(once, fresh)
+    run.fit()
+    assert torch.equal(adapter(run), once), "the second training did not begin at the same fresh adapter"
+    assert "begins anew with a fresh adapter" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.glob("training-*")] == ["training-1"]
+    assert (tmp_path / "training-1" / "log.jsonl").is_file() and (tmp_path / "log.jsonl").is_file()
+    run.score()
+    run.score()
+    run.baselines()  # by now the adapter sits in the model: taken again, this would be no baseline
+    assert run.base is base
+
+
+def test_a_trained_connector_is_kept_and_comes_back(model, own_folder, tmp_path):
+    run = begin(model, own_folder, tmp_path, train_connector=True, method="likelihood")
+    run.run()
+    assert not hasattr(run.samples, "boundary"), "nothing can be cached when the connector trains"
+    assert (tmp_path / "adapter" / "trained.safetensors").is_file()
+    again = load_vlm(tmp_path / "adapter")
+    said = evaluate(again, run.test, "likelihood", progress=False)
+    assert [s.scores for s in said] == [pytest.approx(p.scores, abs=1e-4) for p in run.predictions]
+    bare = load_vlm(model)
+    name, moved = next((n, p) for n, p in run.vlm.model.named_parameters() if p.requires_grad and ".lora_" not in n)
+    assert not torch.equal(moved, bare.model.get_parameter(name))
+
+
+def test_missing_pictures_can_be_read_as_text(model, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    data = write_problems(tmp_path / "data")
+    (tmp_path / "data" / "train-1.png").unlink()
+    run = begin(model, data, tmp_path / "run", missing_images="text-only")
+    run.load_problems()
+    assert run.train[1].image is None and "1 of 18 pictures are missing" in capsys.readouterr().out
+
+
+def test_the_reserve_for_scoring_follows_from_a_timed_trial(model, own_folder, tmp_path, monkeypatch):
+    run = begin(model, own_folder, tmp_path)
+    for step in (run.load_problems, run.load_model, run.attach, run.cache):
+        step()
+    now, asked = [0.0], []
+
+    def answering(vlm, problems, method, **options):
+        asked.append(len(problems))
+        now[0] += 30  # seconds
+
+    monkeypatch.setattr(experiment, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(experiment, "evaluate", answering)
+    assert run.reserve() == pytest.approx(1.1 * 0.5 * (8 + 6) / 8) and asked == [8]
