@@ -23,6 +23,8 @@ ALL = list(range(len(PROBLEMS)))
 def load(gpu, monkeypatch, tmp_path):
     """`load()`: a fresh copy of a small SmolVLM in four bits, as on a card; its widths are multiples of NF4's blocks."""
     monkeypatch.setattr(models, "nf4", nf4_settings)
+    # A CPU with AVX512-BF16 would repack weights in evaluation, and no gradient passes through these; a card never does.
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
     small = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     vision = {**gpu.VISION, **small, "num_hidden_layers": 2, "image_size": 128}
     text = {**gpu.TEXT, **small, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16}

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -64,3 +66,21 @@ def test_an_unknown_size_is_said_not_guessed():
     found = needs("smolbridge")  # its configuration is known once it is put together
     assert found.trainable is None and found.memory(2) is None
     assert "not known yet" in str(found) and "152,000,000" in str(found)
+
+
+def test_an_architecture_that_transformers_lacks_is_looked_up_in_a_fresh_process(folder):
+    """Nothing has registered SmolBridge there: the folder's configuration alone says whose it is."""
+    program = (
+        "import sys; from mmlora.needs import needs; assert 'mmlora.smolbridge.model' not in sys.modules; "
+        "found = needs(sys.argv[1]); print(found.trainable, found.parameters)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    here = needs(str(folder))
+    assert done.stdout.split() == [str(here.trainable), str(here.parameters)] and here.trainable > 0
+
+
+def test_larger_batches_and_ranks_need_more(folder):
+    base = needs(str(folder))
+    assert needs(str(folder), settings=Settings(rank=32)).trainable == 2 * base.trainable
+    assert needs(str(folder), settings=Settings(batch_size=48)).activations == 48 / Settings().batch_size * base.activations

@@ -73,7 +73,11 @@ def seeds(folder: Path = RESULTS) -> str:
     return markdown(("seed", "minutes", "samples seen", "accuracy (95 % interval)", "IMG", "blank", "base model"), rows)
 
 
+def tables() -> dict[str, str]:
+    """By marker name."""
+    return {"recipe": table(), "seeds": seeds()}
+
+
 if __name__ == "__main__":
     page = PACKAGE.parent / "docs" / "recipe.md"
-    tables = {"recipe": table(), "seeds": seeds()}
-    page.write_text(render_readme(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    page.write_text(render_readme(page.read_text(encoding="utf-8"), tables()), encoding="utf-8")

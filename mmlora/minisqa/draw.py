@@ -87,6 +87,22 @@ def arrow(draw: ImageDraw.ImageDraw, start: Point, end: Point, fill: Fill = "bla
     draw.polygon([end, *barbs], fill=fill)
 
 
+def scatter(
+    rng: random.Random, box: tuple[float, float, float, float], count: int, radius: float, apart: float
+) -> list[Point]:
+    """`count` points inside `box`, at least `apart` from each other where there is room for that."""
+    x0, y0, x1, y1 = box
+    points: list[Point] = []
+    tries = 0
+    while len(points) < count:
+        point = (rng.uniform(x0 + radius, x1 - radius), rng.uniform(y0 + radius, y1 - radius))
+        limit = apart if tries < 200 else apart * 200 / tries
+        if all(math.dist(point, other) >= limit for other in points):
+            points.append(point)
+        tries += 1
+    return points
+
+
 def finish(rng: random.Random, image: Image.Image) -> Image.Image:
     """What a camera or a scan adds: contrast, brightness, sometimes a light blur, and grain. RGB in, RGB out."""
     if rng.random() < 0.3:

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 from PIL import ImageDraw
 
 from mmlora.minisqa.core import Draft, skill
-from mmlora.minisqa.draw import COLORS, canvas, finish, icon, label, paste, shade
+from mmlora.minisqa.draw import COLORS, canvas, finish, icon, label, paste, scatter, shade
 from mmlora.minisqa.words import NAMES
 
 CHEMISTRY = {"subject": "natural science", "topic": "chemistry"}
-
-
-def _scatter(rng: random.Random, box: tuple[float, float, float, float], count: int, radius: float, apart: float):
-    """`count` points inside `box`, at least `apart` from each other where there is room for that."""
-    x0, y0, x1, y1 = box
-    points: list[tuple[float, float]] = []
-    tries = 0
-    while len(points) < count:
-        point = (rng.uniform(x0 + radius, x1 - radius), rng.uniform(y0 + radius, y1 - radius))
-        limit = apart if tries < 200 else apart * 200 / tries
-        if all(math.dist(point, other) >= limit for other in points):
-            points.append(point)
-        tries += 1
-    return points
 
 
 def _discs(draw: ImageDraw.ImageDraw, points, radius: float, fill):
@@ -82,7 +67,7 @@ def concentrations(rng: random.Random) -> Draft:
     for i in range(2):
         x0 = 14 + 122 * i + rng.uniform(-4, 4)
         inside = _beaker(rng, draw, (x0, top, x0 + 106, 248), full * volumes[i] / 2, water)
-        _discs(draw, _scatter(rng, inside, counts[i], radius, 2.6 * radius), radius, fill)
+        _discs(draw, scatter(rng, inside, counts[i], radius, 2.6 * radius), radius, fill)
         label(draw, (x0 + 53, top - 20), "AB"[i], 28)
     if answer == 2 and volumes[0] == volumes[1]:
         why = (
@@ -129,7 +114,7 @@ def _particles_of(rng: random.Random, state: str, box, radius: float) -> list[tu
     x0, y0, x1, y1 = box
     pitch = 2.12 * radius
     if state == "gas":
-        return _scatter(rng, box, rng.randint(5, 8), radius, 3.4 * radius)
+        return scatter(rng, box, rng.randint(5, 8), radius, 3.4 * radius)
     if state == "solid":
         columns = max(3, int((x1 - x0) / pitch) - rng.randint(1, 2))
         rows = max(3, round((y1 - y0) * rng.uniform(0.3, 0.5) / pitch))
@@ -137,7 +122,7 @@ def _particles_of(rng: random.Random, state: str, box, radius: float) -> list[tu
         return [(left + i * pitch, y1 - radius - j * pitch) for i in range(columns) for j in range(rows)]
     surface = y1 - rng.uniform(0.38, 0.55) * (y1 - y0)
     area = (x1 - x0) * (y1 - surface)
-    return _scatter(rng, (x0, surface, x1, y1), int(0.62 * area / pitch**2), radius, 1.9 * radius)
+    return scatter(rng, (x0, surface, x1, y1), int(0.62 * area / pitch**2), radius, 1.9 * radius)
 
 
 @skill(

@@ -1,0 +1,72 @@
+"""Figures that prose speaks of stand in a file under results/: those of README, docs and the notebooks' words."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mmlora.paths import NOTEBOOKS, PACKAGE, RESULTS
+from tools import readme, recipe_table
+
+ROOT = PACKAGE.parent
+HOUR = json.loads((RESULTS / "one_hour_smolbridge.json").read_text(encoding="utf-8"))
+
+#: What prose says of the recorded hour, and what the record says.
+SAID = {
+    r"(\d+\.\d) % of (?:MiniSQA's )?1,000 test problems(?: are)? right": HOUR["accuracy"]["avg"],
+    r"95 % interval (\d+\.\d) to \d+\.\d\)": HOUR["accuracy"]["ci95"][0],
+    r"95 % interval \d+\.\d to (\d+\.\d)\)": HOUR["accuracy"]["ci95"][1],
+    r"from (\d+\.\d) % for the base model": HOUR["base"]["avg"],
+    r"(?:best fixed guess has (\d+\.\d) %|and (\d+\.\d) % for the best fixed guess)": HOUR["majority"]["avg"],
+    r"[Ww]ith a picture (\d+\.\d) %": HOUR["accuracy"]["IMG"],
+    r"behind\s+grey (\d+\.\d) %": HOUR["blank_image"]["IMG"],
+}
+
+
+def prose() -> dict[str, str]:
+    """All words that people read, line breaks gone: README, docs, cards, and the notebooks' markdown."""
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    found = {path.name: path.read_text(encoding="utf-8") for path in files}
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        found[path.name] = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return {name: " ".join(text.split()) for name, text in found.items()}
+
+
+@pytest.mark.parametrize("pattern", SAID)
+def test_the_recorded_hour_is_told_as_it_was(pattern):
+    told = {(name, float(next(filter(None, match.groups())))) for name, text in prose().items()
+            for match in re.finditer(pattern, text)}  # fmt: skip
+    assert told, "nobody speaks of it any more: take the pattern out"
+    assert {(name, value) for name, value in told if value != round(SAID[pattern], 1)} == set()
+
+
+def test_the_readmes_tables_are_those_of_the_records():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.render_readme(text, readme.readme_tables()) == text, "run python -m tools.readme"
+
+
+def test_the_recipes_tables_are_those_of_the_records():
+    path = ROOT / "docs" / "recipe.md"
+    text = path.read_text(encoding="utf-8")
+    assert readme.render_readme(text, recipe_table.tables()) == text, "run python -m tools.recipe_table"
+
+
+def test_the_first_notebook_tells_what_it_gave_when_last_run():
+    record = json.loads((RESULTS / "notebooks" / "00_start_here.json").read_text(encoding="utf-8"))["figures"]
+    text = prose()["00_start_here.ipynb"]
+    for when in ("before", "after"):
+        assert f"{record[when]['generate']['avg']} %" in text
+    assert f"{record['blank_image']['avg']} %" in text
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: str(path.relative_to(RESULTS)))
+def test_a_record_says_when_and_where_it_was_made(path: Path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if path.name == "adapter_config.json" or path.parent.name == "adapter":
+        pytest.skip("an adapter's file, no record")
+    assert {"date", "machine", "versions"} <= record.keys()

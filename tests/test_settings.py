@@ -1,0 +1,108 @@
+"""One set of settings: what cannot be is refused by name, and the command line says the same as Python does."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+
+import pytest
+from typer.testing import CliRunner
+
+from mmlora import headless
+from mmlora.cli import app
+from mmlora.settings import Settings, SettingsError
+
+CHANGED = (
+    {},
+    {"towers": ("vision", "language"), "train_connector": True, "first_layer": 3, "format": "QCM-LEA"},
+    {"targets": ("q_proj", "v_proj"), "four_bit": True, "revision": "v1.0", "precision": "bfloat16", "side": 384},
+    {"steps": 12, "method": "likelihood", "split": "validation", "missing_images": "text-only", "alpha": 8},
+    {"train_minutes": 7.5, "train_problems": 64, "test_problems": 48, "learning_rate": 5e-5, "data": "my own/folder $1"},
+    {"model": "owner/name", "minutes": 5, "rank": 4, "batch_size": 8, "seed": 3},
+)
+
+
+def test_every_field_is_changed_in_one_of_these():
+    assert {name for changes in CHANGED for name in changes} == {each.name for each in fields(Settings)}
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"rnk": 4}, "no setting is called 'rnk' \\(did you mean 'rank'\\?\\); there are model, revision, data"),
+    ({"xyzzy": 4}, "no setting is called 'xyzzy'; there are"),
+    ({"format": "explanation_anwser"}, "format is 'explanation_anwser'; it can be answer, .*did you mean 'explanation_answer'"),
+    ({"precision": "int8"}, "precision is 'int8'; it can be auto, float32, bfloat16, float16$"),
+    ({"method": None}, "method is None; it can be generate"),
+    ({"split": "train"}, "split is 'train'; it can be validation, test"),
+    ({"missing_images": "skip"}, "missing_images is 'skip'; it can be error, text-only"),
+    ({"towers": ("language", "visual")}, "no tower is called 'visual'; there are vision, connector, language"),
+    ({"steps": 10, "train_minutes": 5.0}, "steps and train_minutes are both given"),
+])  # fmt: skip
+def test_what_cannot_be_is_one_sentence(changes, message):
+    with pytest.raises(SettingsError, match=message):
+        Settings.of(changes)
+
+
+NUMBERS = [each.name for each in fields(Settings) if each.name not in ("seed", "first_layer") and
+           ("int" in str(each.type) or "float" in str(each.type))]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_above_0(name):
+    assert len(NUMBERS) == 10
+    for value in (0, -1, float("nan")):
+        with pytest.raises(SettingsError, match=f"{name} is {value}; give a number above 0"):
+            Settings.of({name: value})
+
+
+@pytest.mark.parametrize("name", ["seed", "first_layer"])
+def test_a_seed_and_a_layer_may_be_0(name):
+    assert getattr(Settings.of({name: 0}), name) == 0
+
+
+@pytest.mark.parametrize("changes", CHANGED)
+def test_changes_give_the_settings_back(changes):
+    settings = Settings.of(changes)
+    assert settings.changes() == changes and Settings.of(settings.changes()) == settings
+    assert Settings.of(settings.to_dict()) == settings, "also from a record, where tuples are lists"
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """What the command line hands on, instead of running it."""
+    calls = []
+    monkeypatch.setattr(headless, "run", lambda settings, **how: calls.append((settings, how)))
+    return calls
+
+
+@pytest.mark.parametrize("changes", CHANGED)
+def test_the_command_line_gives_the_settings_back(changes, captured):
+    settings = Settings.of(changes)
+    mmlora, *words = shlex.split(settings.command())
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert mmlora == "mmlora" and captured == [(settings, {"out": None, "resume": False})]
+
+
+def test_the_command_line_refuses_what_python_refuses(captured):
+    for words, message in ((["--format", "poem"], "poem"), (["--rank", "four"], "--rank"), (["--rnk", "4"], "--rank")):
+        result = CliRunner().invoke(app, ["run", *words])
+        assert result.exit_code == 2 and message in result.output
+    result = CliRunner().invoke(app, ["run", "--steps", "5", "--train-minutes", "5"])
+    assert isinstance(result.exception, SettingsError) and not captured
+
+
+def test_help_lists_every_setting_in_its_group():
+    result = CliRunner().invoke(app, ["run", "--help"], terminal_width=160, env={"COLUMNS": "160"})
+    assert result.exit_code == 0
+    lines, group, found = result.output.splitlines(), "", {}
+    groups = {each.metadata["group"] for each in fields(Settings)} | {"Files", "Options"}
+    for line in lines:
+        group = next((name for name in groups if line.startswith(("╭", "┌", "+")) and f" {name} " in line), group)
+        for word in line.replace(",", " ").replace("/", " ").split():
+            if word.startswith("--"):
+                found.setdefault(word, group)
+    for each in fields(Settings):
+        assert found[f"--{each.name.replace('_', '-')}"] == each.metadata["group"], each.name
+    assert (found["--out"], found["--resume"]) == ("Files", "Files")
+    for each in fields(Settings):
+        assert each.metadata["why"].split(";")[0].split()[0] in result.output
