@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,10 @@ from packaging.utils import canonicalize_name
 
 from mmlora.paths import NOTEBOOKS, cache_home
 
+#: What Colab brings along, and papermill, which stands for the person who runs the cells.
+THERE = (
+    "torch torchvision numpy scipy matplotlib transformers accelerate datasets ipykernel papermill nbconvert".split()
+)
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
@@ -26,15 +31,20 @@ def fresh_venv(folder: Path) -> tuple[Path, Path]:
 
 
 def on_colab(source: Path) -> dict[str, str]:
-    variables = {"COLAB_RELEASE_TAG": "release-colab", "MMLORA_SOURCE": str(source), "MMLORA_HOME": str(cache_home()),
-                 "PIP_CONSTRAINT": os.devnull}  # whatever this machine's own settings hold back
+    variables = {
+        "COLAB_RELEASE_TAG": "release-colab",
+        "MMLORA_SOURCE": str(source),
+        "MMLORA_HOME": str(cache_home()),
+        "PIP_CONSTRAINT": os.devnull,
+    }  # whatever this machine's own settings hold back
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
 
 
 def run_cell(python: Path, folder: Path, source: Path) -> subprocess.CompletedProcess:
     cell = nbformat.read(FILES[0], as_version=4).cells[1].source
-    return subprocess.run([python, "-c", f"{cell}\nimport mmlora"], cwd=folder, env=on_colab(source), capture_output=True,
-                          text=True)
+    return subprocess.run(
+        [python, "-c", f"{cell}\nimport mmlora"], cwd=folder, env=on_colab(source), capture_output=True, text=True
+    )
 
 
 def preinstall(names: list[str], site: Path) -> dict[str, str]:
@@ -52,7 +62,11 @@ def preinstall(names: list[str], site: Path) -> dict[str, str]:
             continue
         versions[name] = metadata.version(name)
         for file in metadata.files(name):
-            if ".." not in file.parts and "__pycache__" not in file.parts:  # no scripts
-                (site / file).parent.mkdir(parents=True, exist_ok=True)
-                (site / file).symlink_to(file.locate())
+            if ".." in file.parts or "__pycache__" in file.parts:  # scripts; and what is compiled is linked below
+                continue
+            for source in (Path(file.locate()), Path(cache_from_source(str(file.locate())))):
+                link = site / file if source.suffix != ".pyc" else site / file.parent / "__pycache__" / source.name
+                if source.is_file() and not link.exists():
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(source)
     return versions

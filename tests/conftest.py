@@ -96,7 +96,9 @@ class ColabRun:
     """What notebooks 00, 04 and 05 leave, run one after the other in an empty folder on the real weights."""
 
     python: Path
-    before: dict[str, str] | None  # versions that were there before mmlora; None where there is no index to install it from
+    before: (
+        dict[str, str] | None
+    )  # versions that were there before mmlora; None where there is no index to install it from
     work: Path  # the empty folder
     folder: Path  # the run's, inside it
     printed: str  # by the run
@@ -114,7 +116,7 @@ def colab_run(tmp_path_factory):
     work, python, before = tmp_path_factory.mktemp("work"), Path(sys.executable), None
     if index_answers():
         python, site = colabvenv.fresh_venv(tmp_path_factory.mktemp("colab") / "venv")
-        before = colabvenv.preinstall(["torch", "torchvision", "numpy", "ipykernel", "papermill", "nbconvert"], site)
+        before = colabvenv.preinstall(colabvenv.THERE, site)
         installed = colabvenv.run_cell(python, work, TESTS.parent)
         assert installed.returncode == 0, installed.stderr
 
@@ -131,6 +133,8 @@ def colab_run(tmp_path_factory):
     first = execute("00_start_here.ipynb", *"-p MINUTES 0.05 -p TRAIN 32 -p TEST 8".split())
     folder = work / "runs" / "first"
     printed = call("mmlora", "run", "--minutes", "0.5", "--out", folder)
-    last = execute("05_reading_the_results.ipynb", *"-p MAPS 1 -p GRID 4".split(), *(() if before else ("-p", "RUN", folder)))
+    last = execute(
+        "05_reading_the_results.ipynb", *"-p MAPS 1 -p GRID 4".split(), *(() if before else ("-p", "RUN", folder))
+    )
     notebooks = {"00": first, "04": folder / "04_one_hour_run.ipynb", "05": last}
     return ColabRun(python, before, work, folder, printed, notebooks)

@@ -63,8 +63,11 @@ class HubMirror:
 
     def fetched(self, name: str) -> list[str]:
         """What was asked of this repository's content, in order: "config.json", "model.safetensors bytes=7-"."""
-        return [request.rpartition("/")[2] for request in self.asked
-                if request.startswith("GET ") and f"/{name}/" in request and "/api/" not in request]
+        return [
+            request.rpartition("/")[2]
+            for request in self.asked
+            if request.startswith("GET ") and f"/{name}/" in request and "/api/" not in request
+        ]
 
     def __enter__(self) -> HubMirror:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -134,8 +137,18 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             siblings = [_sibling(p, data) if "blobs" in query else {"rfilename": p} for p, data in files.items()]
             counted = {"safetensors": {"parameters": {"F32": repo.parameters}, "total": repo.parameters}}
-            self.json({"id": name, "sha": commit, "private": False, "gated": "manual" if repo.gated else False,
-                       "tags": [], "siblings": siblings, **_card(files), **(counted if repo.parameters else {})})
+            self.json(
+                {
+                    "id": name,
+                    "sha": commit,
+                    "private": False,
+                    "gated": "manual" if repo.gated else False,
+                    "tags": [],
+                    "siblings": siblings,
+                    **_card(files),
+                    **(counted if repo.parameters else {}),
+                }
+            )
 
     def resolve(self, dataset, name, revision, path):
         kind = "datasets" if dataset else "models"
@@ -149,10 +162,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound", {"X-Repo-Commit": commit})
         if not path.endswith(LARGE):
             return self.content(repo, commit, path, {"X-Repo-Commit": commit, "ETag": f'"{_git_hash(data)}"'})
-        self.answer(302, b"", {
-            "Location": f"{self.hub.cdn}/{kind}/{name}/{commit}/{path}", "X-Repo-Commit": commit,
-            "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data)),
-        })
+        self.answer(
+            302,
+            b"",
+            {
+                "Location": f"{self.hub.cdn}/{kind}/{name}/{commit}/{path}",
+                "X-Repo-Commit": commit,
+                "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+                "X-Linked-Size": str(len(data)),
+            },
+        )
 
     def content(self, repo: Repo, commit: str, path: str, headers: Mapping[str, str] | None = None):
         data = repo.commits[commit][path]

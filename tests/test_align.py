@@ -15,7 +15,9 @@ from mmlora.smolbridge.align import SILENCE, ReadSettings, look, spell, whiten
 from tools import align_smolbridge
 from tools.align_smolbridge import read_right
 
-CAPTIONS = [f"The left square is {a} and the right square is {b}." for a in ("red", "green", "blue") for b in ("red", "blue")]
+CAPTIONS = [
+    f"The left square is {a} and the right square is {b}." for a in ("red", "green", "blue") for b in ("red", "blue")
+]
 
 
 @pytest.fixture
@@ -74,7 +76,9 @@ def aligned(tiny_vlm, tmp_path, monkeypatch):
     vlm = copy.deepcopy(tiny_vlm)
     monkeypatch.setattr(align_smolbridge, "assembled", lambda connector: "tiny")
     monkeypatch.setattr(align_smolbridge, "load_base", {"tiny": vlm}.get)
-    monkeypatch.setattr(align_smolbridge, "ReadSettings", lambda: ReadSettings(epochs=30, batch_size=16, dropout=0.0, held_out=100))
+    monkeypatch.setattr(
+        align_smolbridge, "ReadSettings", lambda: ReadSettings(epochs=30, batch_size=16, dropout=0.0, held_out=100)
+    )
     folder = tmp_path / "work" / f"pictures-5-400-{version()}"
     folder.mkdir(parents=True)
     rng, connector = np.random.default_rng(0), vlm.model.model.connector
@@ -84,7 +88,9 @@ def aligned(tiny_vlm, tmp_path, monkeypatch):
     seen = (patterns[kinds] + 0.1 * rng.normal(size=(400, *shape))).astype(np.float16)
     seen.tofile(folder / "seen.f16")
     (folder / "captions.json").write_text(json.dumps([(CAPTIONS[k], "squares") for k in kinds]))
-    save_file({n: torch.randn_like(t) for n, t in connector.describe.state_dict().items()}, folder / "describe.safetensors")
+    save_file(
+        {n: torch.randn_like(t) for n, t in connector.describe.state_dict().items()}, folder / "describe.safetensors"
+    )
     align_smolbridge.align(pictures=400, seed=5, out=tmp_path / "out", work=tmp_path / "work")
     return tmp_path, vlm, seen, [CAPTIONS[k] for k in kinds]
 
@@ -96,8 +102,12 @@ def test_the_connector_learns_to_read_and_what_was_learned_ships(aligned):
     assert facts["log"][-1]["held_out_loss"] < 0.1 < facts["log"][0]["held_out_loss"]
     shipped = assemble._connector(folder / "out" / "connector.safetensors")
     sizes = assemble._sizes(shipped)
-    assert sizes == {"cell_width": 16, "connector_width": 64, "dictionary": facts["dictionary"],
-                     "visual_tokens": facts["visual_tokens"]}
+    assert sizes == {
+        "cell_width": 16,
+        "connector_width": 64,
+        "dictionary": facts["dictionary"],
+        "visual_tokens": facts["visual_tokens"],
+    }
     describe = load_file(folder / "work" / f"pictures-5-400-{version()}" / "describe.safetensors")
     assert torch.allclose(shipped["describe.weight"].float(), describe["weight"], atol=1e-2)
     connector = align.fitting(vlm.model, shipped["word_ids"], facts["visual_tokens"])

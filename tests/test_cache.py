@@ -213,7 +213,10 @@ def test_other_weights_below_the_boundary_build_it_anew(samples, adapted, tmp_pa
     PrefixCache.build(model, samples, tmp_path / "cache")
     change(model.get_base_model().model)
     PrefixCache.build(model, samples, tmp_path / "cache")
-    assert len(fills) == 2 and "was made from other weights, samples or numbers; building it anew" in capsys.readouterr().out
+    assert (
+        len(fills) == 2
+        and "was made from other weights, samples or numbers; building it anew" in capsys.readouterr().out
+    )
 
 
 def test_other_samples_format_or_boundary_build_it_anew(tiny_vlm, samples, adapted, tmp_path, fills):
@@ -275,7 +278,9 @@ def test_a_window_at_a_time_is_the_same_cache(samples, adapted, tmp_path, monkey
     for a, b, i in zip(windows.rows, whole.rows, ALL):
         kept = without_pixels(samples[i])
         for row in (a, b):
-            assert row.id == kept.id and torch.equal(row.labels, kept.labels) and row.tokens.keys() == kept.tokens.keys()
+            assert (
+                row.id == kept.id and torch.equal(row.labels, kept.labels) and row.tokens.keys() == kept.tokens.keys()
+            )
             assert all(torch.equal(row.tokens[name], kept.tokens[name]) for name in kept.tokens)
 
 
@@ -314,7 +319,9 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_vlm, samples, adapte
     others = Samples(tiny_vlm, ANSWERS)
     with monkeypatch.context() as patch:
         patch.setattr(cache, "open", FullDisk, raising=False)
-        with pytest.raises(CacheError, match=r"could not write the prefix cache to .*: No space left .*; free some space"):
+        with pytest.raises(
+            CacheError, match=r"could not write the prefix cache to .*: No space left .*; free some space"
+        ):
             PrefixCache.build(model, others, folder)
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
@@ -388,7 +395,9 @@ def test_it_follows_the_chat_template_and_the_side_of_pictures(stored):
     assert fingerprint(stored()) == fingerprint(plain)
 
 
-@pytest.mark.parametrize("read", [pictures.decoded, lambda data: Image.open(io.BytesIO(data))], ids=["problems'", "one's own"])
+@pytest.mark.parametrize(
+    "read", [pictures.decoded, lambda data: Image.open(io.BytesIO(data))], ids=["problems'", "one's own"]
+)
 def test_it_does_not_depend_on_whether_a_picture_was_decoded(tiny_vlm, read):
     file = io.BytesIO()
     tinyvlm.picture("red", "blue").save(file, "PNG")

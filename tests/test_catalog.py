@@ -3,13 +3,14 @@
 import pytest
 from transformers import CONFIG_MAPPING
 
-from mmlora.models.catalog import CATALOG, find, nearest
+from mmlora.models.catalog import CATALOG, entries, find, nearest
 
 
 def test_a_short_name_and_a_hub_id_lead_to_the_same_entry():
-    for entry in CATALOG:
+    for entry in entries():
         assert find(entry.name) is entry
         assert entry.repo is None or find(entry.repo) is entry
+    assert entries()[0] is find("smolbridge") and entries()[1:] == CATALOG, "guests come first"
     assert find("Qwen/qwen3-VL-2B-instruct") is find("QWEN3-VL-2B")
 
 
@@ -17,10 +18,17 @@ def test_other_ids_and_folders_are_not_in_the_catalogue(tmp_path):
     assert find("someone/else") is find(str(tmp_path)) is find("") is None
 
 
-@pytest.mark.parametrize("typed, meant", [
-    ("smolvlm256m", "smolvlm-256m"), ("HuggingFaceTB/SmolVLM-256M", "smolvlm-256m"), ("Llava-1.5", "llava-1.5-7b"),
-    ("qwen/qwen2.5-vl-3b", "qwen2.5-vl-3b"), ("paligemma", "paligemma2-3b"), ("smol-bridge", "smolbridge"),
-])
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        ("smolvlm256m", "smolvlm-256m"),
+        ("HuggingFaceTB/SmolVLM-256M", "smolvlm-256m"),
+        ("Llava-1.5", "llava-1.5-7b"),
+        ("qwen/qwen2.5-vl-3b", "qwen2.5-vl-3b"),
+        ("paligemma", "paligemma2-3b"),
+        ("smol-bridge", "smolbridge"),
+    ],
+)
 def test_nearest_knows_what_was_meant(typed, meant):
     assert nearest(typed)[0] == meant
 

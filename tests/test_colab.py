@@ -52,7 +52,8 @@ def project(folder: Path, requirement: str) -> Path:
     (folder / "mmlora" / "__init__.py").write_text("")
     (folder / "pyproject.toml").write_text(
         f'[project]\nname = "mmlora"\nversion = "0"\ndependencies = ["{requirement}"]\n'
-        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n')
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+    )
     return folder
 
 
@@ -63,7 +64,10 @@ def test_the_first_cell_installs_and_leaves_torch_alone(colab_like, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (site / "mmlora-0.dist-info").is_dir()
     assert {p.name for p in site.glob("*.dist-info") if p.name.startswith(("torch", "numpy"))} == {
-        "torch-2.9.1+cu126.dist-info", "torchvision-0.24.1+cu126.dist-info", "numpy-2.0.2.dist-info"}
+        "torch-2.9.1+cu126.dist-info",
+        "torchvision-0.24.1+cu126.dist-info",
+        "numpy-2.0.2.dist-info",
+    }
     again = run_cell(python, tmp_path, tmp_path / "nowhere")  # installed already: the source is not asked
     assert again.returncode == 0, again.stderr
 

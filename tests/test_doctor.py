@@ -43,7 +43,9 @@ def test_offline_without_weights_is_not_ready(offline, connector):
     assert lines["SmolBridge weights"].startswith("missing") and "no package index" in lines["SmolBridge weights"]
     assert lines["Hugging Face hub"].startswith("OK") and "which is fine" in lines["Hugging Face hub"]
     assert NOWHERE in lines["Hugging Face hub"]
-    assert all(name in lines for name in ("Python", "torch", "device", "memory", "disk, cache", "disk, runs", "MiniSQA"))
+    assert all(
+        name in lines for name in ("Python", "torch", "device", "memory", "disk, cache", "disk, runs", "MiniSQA")
+    )
 
 
 def test_offline_with_weights_is_ready(offline, connector):
@@ -82,10 +84,13 @@ def test_what_never_answers_is_left_behind():
     assert time.monotonic() - start < 30
 
 
-@pytest.mark.parametrize(("requirement", "words"), [
-    ("no-such-package-of-ours>=1", 'not installed; run: python -m pip install "no-such-package-of-ours>=1"'),
-    ("pytest>=9999", 'is too old; run: python -m pip install -U "pytest>=9999"'),
-])
+@pytest.mark.parametrize(
+    ("requirement", "words"),
+    [
+        ("no-such-package-of-ours>=1", 'not installed; run: python -m pip install "no-such-package-of-ours>=1"'),
+        ("pytest>=9999", 'is too old; run: python -m pip install -U "pytest>=9999"'),
+    ],
+)
 def test_packages_that_are_missing_or_too_old(requirement, words):
     finding = doctor.package(requirement)
     assert finding.state == "missing" and words in finding.text

@@ -58,6 +58,7 @@ def whole_row(vlm: VLM, problem: Problem, choice: int) -> float:
 
 # -- answering ---------------------------------------------------------------------------------------------------------
 
+
 def test_likelihood_equals_scoring_whole_rows(vlm, problems):
     predictions = answering.evaluate(vlm, problems, batch_size=3, progress=False)
     for problem, prediction in zip(problems, predictions, strict=True):
@@ -176,7 +177,9 @@ def test_the_model_comes_back_as_it_was(vlm, problems):
 
 
 def test_bad_requests_say_what_to_do(vlm, problems):
-    with pytest.raises(answering.EvaluationError, match="'guess'; there are likelihood, letter, generate, official, lmms_eval"):
+    with pytest.raises(
+        answering.EvaluationError, match="'guess'; there are likelihood, letter, generate, official, lmms_eval"
+    ):
         answering.evaluate(vlm, problems, "guess", progress=False)
     with pytest.raises(answering.EvaluationError, match="problem b has no picture"):
         occlusion.occlusion(vlm, problems[1], Prediction("b", 0, True, "yes"))
@@ -201,6 +204,7 @@ def test_occlusion_is_the_fall_of_the_spoken_text(vlm, problems):
 
 # -- scoring -----------------------------------------------------------------------------------------------------------
 
+
 def test_wilson_against_known_values():
     assert wilson(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-5)  # Wilson 1927's formula by hand
     assert wilson(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
@@ -214,8 +218,17 @@ def test_columns_overlap_as_in_scienceqa():
     none = Problem("2", "?", ("x", "y"), 0, subject="language science", grade="grade7", skill="guide words")
     scores = score([both, none], [Prediction("2", 1, False), Prediction("1", 0, True)])
     counts = {name: (share.correct, share.n) for name, share in scores.columns.items()}
-    assert counts == {"NAT": (1, 1), "SOC": (0, 0), "LAN": (0, 1), "TXT": (1, 1), "IMG": (1, 1), "NO": (0, 1),
-                      "G1-6": (1, 1), "G7-12": (0, 1), "Avg": (1, 2)}
+    assert counts == {
+        "NAT": (1, 1),
+        "SOC": (0, 0),
+        "LAN": (0, 1),
+        "TXT": (1, 1),
+        "IMG": (1, 1),
+        "NO": (0, 1),
+        "G1-6": (1, 1),
+        "G7-12": (0, 1),
+        "Avg": (1, 2),
+    }
     assert scores.by_skill == {"guide words": Share(0, 1)}
     record = scores.to_dict()
     assert list(record)[:11] == ["avg", "ci95", *CATEGORIES]
@@ -225,9 +238,11 @@ def test_columns_overlap_as_in_scienceqa():
 
 def test_score_refuses_what_does_not_match(problems):
     answers = [Prediction(p.id, 0, True) for p in problems]
-    for given, complaint in ((answers[1:], "1 problems have no prediction, the first is a"),
-                             ([*answers, Prediction("z", 0, True)], "prediction z belongs to none"),
-                             ([*answers, answers[0]], "prediction a occurs more than once")):
+    for given, complaint in (
+        (answers[1:], "1 problems have no prediction, the first is a"),
+        ([*answers, Prediction("z", 0, True)], "prediction z belongs to none"),
+        ([*answers, answers[0]], "prediction a occurs more than once"),
+    ):
         with pytest.raises(ScoreError, match=complaint):
             score(problems, given)
 

@@ -23,8 +23,13 @@ from mmlora.models.resolution import ResolutionError, set_side, visual_tokens
 from mmlora.models.vlm import VLM, load_base
 
 #: Pictures of several shapes and sizes, and text among them.
-MIXED = [PROBLEMS[0], PROBLEMS[1], replace(PROBLEMS[2], image=picture("olive", "red", (40, 96))), PROBLEMS[3],
-         replace(PROBLEMS[0], id="small", image=picture("green", "black", (20, 24)))]
+MIXED = [
+    PROBLEMS[0],
+    PROBLEMS[1],
+    replace(PROBLEMS[2], image=picture("olive", "red", (40, 96))),
+    PROBLEMS[3],
+    replace(PROBLEMS[0], id="small", image=picture("green", "black", (20, 24))),
+]
 ALL = list(range(len(MIXED)))
 LESSONS = [taught(problem, "explanation_answer") for problem in MIXED]
 NAMES = list(families.FAMILIES)
@@ -94,7 +99,11 @@ def test_a_step_reaches_every_chosen_tower(family, vlm, samples):
     (loss / tokens).backward()
     norms = towers.gradient_norms(model)
     assert set(norms) == set(towers_of(family)) and min(norms.values()) > 0
-    assert all(p.grad.abs().max() > 0 for n, p in model.named_parameters() if p.requires_grad and "layers.3" in n and "language" in n)
+    assert all(
+        p.grad.abs().max() > 0
+        for n, p in model.named_parameters()
+        if p.requires_grad and "layers.3" in n and "language" in n
+    )
 
 
 def test_cached_and_plain_losses_and_gradients_agree(vlm, samples, tmp_path):
@@ -136,7 +145,9 @@ def whole_row(vlm: VLM, problem, choice: int) -> float:
 
 
 def test_what_is_seen_changes_what_is_likely(family, vlm):
-    seen, blank = (answering.evaluate(vlm, p, progress=False)[0].scores for p in (MIXED[:1], controls.blanked(MIXED[:1])))
+    seen, blank = (
+        answering.evaluate(vlm, p, progress=False)[0].scores for p in (MIXED[:1], controls.blanked(MIXED[:1]))
+    )
     assert (seen != pytest.approx(blank, abs=1e-6)) == families.FAMILIES[family].sees
 
 
@@ -156,7 +167,9 @@ def test_saved_adapters_are_the_same_in_a_fresh_process(tmp_path):
         files.save_adapter(wrapped.model, tmp_path / name, {})
         expected[name] = logits(wrapped)
     here = Path(__file__).parent
-    code = f"import sys; sys.path.insert(0, {str(here)!r}); import test_families; test_families.reload({str(tmp_path)!r})"
+    code = (
+        f"import sys; sys.path.insert(0, {str(here)!r}); import test_families; test_families.reload({str(tmp_path)!r})"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=here.parent, stdout=subprocess.DEVNULL)
     found = load_file(tmp_path / "logits.safetensors")
     assert found.keys() == expected.keys()
@@ -191,8 +204,14 @@ def test_an_adapters_folder_gives_back_what_was_trained(family, tmp_path):
     if vlm.processor.chat_template:
         assert lessons[0].lengths != Samples(plain, LESSONS).lengths
     if family in SIZED:
-        assert visual_tokens(again.processor, 120, 96) == visual_tokens(vlm.processor, 120, 96) < visual_tokens(plain.processor, 120, 96)
-        assert visual_tokens(files.load_vlm(tmp_path / "adapter", side=64).processor, 120, 96) > visual_tokens(vlm.processor, 120, 96)
+        assert (
+            visual_tokens(again.processor, 120, 96)
+            == visual_tokens(vlm.processor, 120, 96)
+            < visual_tokens(plain.processor, 120, 96)
+        )
+        assert visual_tokens(files.load_vlm(tmp_path / "adapter", side=64).processor, 120, 96) > visual_tokens(
+            vlm.processor, 120, 96
+        )
     assert torch.equal(logits(again), logits(wrapped))
 
 
@@ -200,7 +219,10 @@ def test_an_adapters_folder_gives_back_what_was_trained(family, tmp_path):
 def test_a_conversation_may_hold_several_pictures(vlm, tmp_path):
     """Their slots stand one after the other, each picture counts, and neither a batch nor the cache mixes them up."""
     one, shape = LESSONS[0], (90, 70)
-    pairs = [replace(one, id=f"and {colour}", pictures=(*one.pictures, picture(colour, size=shape))) for colour in ("green", "olive")]
+    pairs = [
+        replace(one, id=f"and {colour}", pictures=(*one.pictures, picture(colour, size=shape)))
+        for colour in ("green", "olive")
+    ]
     turned = replace(pairs[0], id="turned", pictures=pairs[0].pictures[::-1])
     several = Samples(vlm, [one, *pairs, turned, LESSONS[1]])
 
@@ -269,7 +291,8 @@ def test_a_loaded_model_says_what_a_picture_costs(tmp_path, capsys):
     counts = [visual_tokens(load_base(tmp_path, side=side).processor) for side in (32, 96)]
     assert counts[0] < counts[1]
     assert [line for line in capsys.readouterr().out.splitlines() if "takes" in line] == [
-        f"a picture of 512 x 384 pixels takes {count} tokens" for count in counts]
+        f"a picture of 512 x 384 pixels takes {count} tokens" for count in counts
+    ]
 
 
 @pytest.mark.parametrize("name", ["llava-1.5", "paligemma2"])
@@ -281,7 +304,9 @@ def test_a_fixed_side_says_so(name):
 def test_what_does_not_fit_is_named_and_never_cut(vlm, tmp_path):
     samples = Samples(vlm, [LESSONS[0], taught(replace(MIXED[0], id="long", hint="much " * 2500), "answer")])
     assert len(samples[0]) <= samples.room == 2048
-    refused = pytest.raises(EncodingError, match=r"problem long takes \d+ tokens and does not fit in the model's 2048; leave it out")
+    refused = pytest.raises(
+        EncodingError, match=r"problem long takes \d+ tokens and does not fit in the model's 2048; leave it out"
+    )
     with refused:
         samples[1]
     with refused:

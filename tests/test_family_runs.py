@@ -66,7 +66,9 @@ def test_every_notebook_runs_and_its_cells_run_again(name, saved, own_folder, tm
     model, out = saved(name), str(tmp_path / "out")
     small = {"MODEL": model, "MINUTES": 0.02, "TRAIN": 8, "TEST": 2}
     space = execute("00_start_here.ipynb", **small)
-    execute("00_start_here.ipynb", space, **small, RANK=1, SKILL="Use guide words")  # its exercises; a skill without pictures
+    execute(
+        "00_start_here.ipynb", space, **small, RANK=1, SKILL="Use guide words"
+    )  # its exercises; a skill without pictures
     changes = {"model": model, "data": own_folder, "minutes": 0.1}
     execute("04_one_hour_run.ipynb", CHANGES=changes, OUT=out)
     assert Metrics.load(tmp_path / "out" / "metrics.json").samples_seen > 0
@@ -77,7 +79,13 @@ def test_every_notebook_runs_and_its_cells_run_again(name, saved, own_folder, tm
 
 def test_the_cells_of_the_hour_run_again(saved, own_folder, tmp_path, capsys):
     space = {"display": lambda *_: None}
-    changes = {"model": saved("smolvlm"), "data": own_folder, "minutes": 0.1, "method": "likelihood", "format": "answer"}
+    changes = {
+        "model": saved("smolvlm"),
+        "data": own_folder,
+        "minutes": 0.1,
+        "method": "likelihood",
+        "format": "answer",
+    }
     for cell in cells("04_one_hour_run.ipynb"):
         exec(cell.source, space)
         if "parameters" in cell.metadata.get("tags", []):

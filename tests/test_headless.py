@@ -13,18 +13,26 @@ from mmlora.settings import Settings
 # The notebook that is left.
 
 
-@pytest.mark.parametrize("written, kept", [
-    ("\r 10%\r 50%\r100%\n", "100%\n"),
-    ("  0%|  |\r100%|##|\nnext\n", "100%|##|\nnext\n"),
-    ("one\n 1/2\r 2/2\n\nthree\rfour", "one\n 2/2\n\nfour"),
-    ("\r100%\r", "100%"),
-    ("\r 50%|# |\r        \rdone\n\r 90%\r    \r", "done\n"),
-    ("Windows\r\nlines\r\n", "Windows\nlines\n"),
-    ("plain\n", "plain\n"),
-])
+@pytest.mark.parametrize(
+    "written, kept",
+    [
+        ("\r 10%\r 50%\r100%\n", "100%\n"),
+        ("  0%|  |\r100%|##|\nnext\n", "100%|##|\nnext\n"),
+        ("one\n 1/2\r 2/2\n\nthree\rfour", "one\n 2/2\n\nfour"),
+        ("\r100%\r", "100%"),
+        ("\r 50%|# |\r        \rdone\n\r 90%\r    \r", "done\n"),
+        ("Windows\r\nlines\r\n", "Windows\nlines\n"),
+        ("plain\n", "plain\n"),
+    ],
+)
 def test_of_a_progress_bar_the_last_state_is_kept(written, kept):
-    cell = new_code_cell("1", outputs=[new_output("stream", name="stderr", text=written),
-                                       new_output("execute_result", {"text/plain": "a\rb"}, execution_count=1)])
+    cell = new_code_cell(
+        "1",
+        outputs=[
+            new_output("stream", name="stderr", text=written),
+            new_output("execute_result", {"text/plain": "a\rb"}, execution_count=1),
+        ],
+    )
     outputs = tidied(new_notebook(cells=[cell])).cells[0].outputs
     assert outputs[0].text == kept and outputs[1].data["text/plain"] == "a\rb"
 
@@ -71,8 +79,12 @@ def test_a_cell_that_fails_is_named_with_the_way_to_go_on(tmp_path, monkeypatch)
     message = str(caught.value)
     assert "with ValueError: the disk is on fire." in message
     assert message.endswith(f"mmlora run --minutes 2.5 --seed 7 --out {folder} --resume")
-    printed = [o.text for c in nbformat.read(folder / NOTEBOOK, 4).cells for o in c.get("outputs", ())
-               if o.output_type == "stream"]
+    printed = [
+        o.text
+        for c in nbformat.read(folder / NOTEBOOK, 4).cells
+        for o in c.get("outputs", ())
+        if o.output_type == "stream"
+    ]
     assert printed == [f"{{'minutes': 2.5, 'seed': 7}} {folder} False\n"]
 
 

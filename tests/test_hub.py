@@ -32,8 +32,13 @@ def attempt(repo: str, revision: str | None = None, **how) -> dict | str:
         found = hub.download(repo, revision, **how)
     except hub.HubError as error:
         return str(error)
-    return {"path": str(found.path), "revision": found.revision, "files": sorted(os.listdir(found.path)),
-            "licence": found.licence, "weights": found.weights}
+    return {
+        "path": str(found.path),
+        "revision": found.revision,
+        "files": sorted(os.listdir(found.path)),
+        "licence": found.licence,
+        "weights": found.weights,
+    }
 
 
 def online(old: str, first: str, adapter: str) -> dict:
@@ -68,8 +73,13 @@ def online(old: str, first: str, adapter: str) -> dict:
     model = AutoModelForImageTextToText.from_pretrained("maker/tiny")
     said["loaded"] = [AutoConfig.from_pretrained("maker/tiny").model_type, model.num_parameters()]
     problems = datasets.load_dataset("maker/questions", split="test")
-    said["problems"] = [problems.column_names, problems[0]["choices"], problems[0]["answer"], problems[0]["image"].size,
-                        problems[1]["image"]]
+    said["problems"] = [
+        problems.column_names,
+        problems[0]["choices"],
+        problems[0]["answer"],
+        problems[0]["image"].size,
+        problems[1]["image"],
+    ]
     vlm, records = load_vlm("maker/tiny"), load_problems("maker/questions", "test")
     said["vlm"] = [vlm.name, asdict(vlm.base), vlm.model.num_parameters()]
     said["base before"] = asdict(load_base("maker/family", revision=first).base)
@@ -129,8 +139,13 @@ def with_plain_peft(folder: str) -> dict:
     with torch.inference_mode():
         model = PeftModel.from_pretrained(base, folder).eval()
         found = model(**data).logits
-    return {"base": config.base_model_name_or_path, "revision": config.revision, "equal": torch.equal(found, expected),
-            "strangers": [m for m in sys.modules if m.startswith("mmlora")], "processor": type(processor).__name__}
+    return {
+        "base": config.base_model_name_or_path,
+        "revision": config.revision,
+        "equal": torch.equal(found, expected),
+        "strangers": [m for m in sys.modules if m.startswith("mmlora")],
+        "processor": type(processor).__name__,
+    }
 
 
 def from_cache(*names: str) -> dict:
@@ -142,10 +157,19 @@ def child(endpoint: str, home: Path, function: str, *arguments: str, **environme
     """Run one of the functions above in a new process; `answers` is what it returned, `screen` what it showed."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_"))}
     code = f"import json, test_hub; print({MARK!r} + json.dumps(test_hub.{function}(*{arguments!r})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={
-        **inherited, "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent))),
-        "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "MMLORA_HOME": str(home / "mmlora"), **environment,
-    })
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={
+            **inherited,
+            "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent))),
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "MMLORA_HOME": str(home / "mmlora"),
+            **environment,
+        },
+    )
     assert MARK in done.stdout, done.stderr
     return SimpleNamespace(answers=json.loads(done.stdout.rpartition(MARK)[2]), screen=done.stderr)
 
@@ -161,11 +185,19 @@ def questions() -> bytes:
     from datasets import Dataset, Features, Image, List, Value
 
     text = ("question", "hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
-    features = Features({"image": Image(), "choices": List(Value("string")), "answer": Value("int8"),
-                         **{name: Value("string") for name in text}})
+    features = Features(
+        {
+            "image": Image(),
+            "choices": List(Value("string")),
+            "answer": Value("int8"),
+            **{name: Value("string") for name in text},
+        }
+    )
     words = {**dict.fromkeys(text, "?"), "subject": "natural science", "grade": "grade2"}
-    rows = [{"image": tinyvlm.picture("red"), "choices": ["red", "blue"], "answer": 1, **words},
-            {"image": None, "choices": ["yes", "no"], "answer": 0, **words}]
+    rows = [
+        {"image": tinyvlm.picture("red"), "choices": ["red", "blue"], "answer": 1, **words},
+        {"image": None, "choices": ["yes", "no"], "answer": 0, **words},
+    ]
     file = io.BytesIO()
     Dataset.from_list(rows, features).to_parquet(file)
     return file.getvalue()
@@ -185,8 +217,10 @@ def ran(tmp_path_factory, tiny_vlm):
     weights = os.urandom(300_000)
     whole = {"config.json": LLAMA, "model.safetensors": weights}
     with hubmirror.HubMirror() as hub:
-        hub.model("maker/tiny", {**tiny, "README.md": CARD, "onnx/model.onnx": b"x", "pytorch_model.bin": b"x",
-                                 "onnx/config.json": b"{}"})
+        hub.model(
+            "maker/tiny",
+            {**tiny, "README.md": CARD, "onnx/model.onnx": b"x", "pytorch_model.bin": b"x", "onnx/config.json": b"{}"},
+        )
         grown = hub.model("maker/family", family)
         hub.model("maker/planned", tiny).parameters = 123_456
         moved = hub.model("maker/moved", whole)
@@ -196,21 +230,36 @@ def ran(tmp_path_factory, tiny_vlm):
         long = os.urandom(CHUNK + 100_000)
         hub.model("maker/broken", {**whole, "model.safetensors": long}).break_once["model.safetensors"] = CHUNK + 50_000
         hub.model("maker/spoiled", whole).spoil_once.add("model.safetensors")
-        for name, config in (("code", {"model_type": "odd", "auto_map": CODE}), ("new", {"model_type": "odd"}),
-                             ("native", {"model_type": "llama", "auto_map": CODE})):
+        for name, config in (
+            ("code", {"model_type": "odd", "auto_map": CODE}),
+            ("new", {"model_type": "odd"}),
+            ("native", {"model_type": "llama", "auto_map": CODE}),
+        ):
             hub.model(f"maker/{name}", {**whole, "config.json": json.dumps(config).encode(), "modeling_odd.py": b"1/0"})
         hub.model("maker/pickle", {"config.json": LLAMA, "pytorch_model.bin": weights})
         hub.model("maker/nothing", {"config.json": LLAMA})
         hub.model("maker/bare", {"model.safetensors": weights})
-        hub.dataset("maker/questions", {"README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n",
-                                        "data/test-00000-of-00001.parquet": questions()})
+        hub.dataset(
+            "maker/questions",
+            {"README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n", "data/test-00000-of-00001.parquet": questions()},
+        )
         home = tmp_path_factory.mktemp("home")
         first, adapter = grown.refs["main"], tmp_path_factory.mktemp("adapter")
         grown.commit({**family, "README.md": CARD})
         done = child(hub.url, home, "online", old, first, str(adapter))
         plain = child(hub.url, home, "with_plain_peft", str(adapter)).answers
-    return SimpleNamespace(hub=hub, home=home, **vars(done), plain=plain, adapter=adapter, first=first, old=old, tiny=tiny,
-                           weights=weights, long=long)
+    return SimpleNamespace(
+        hub=hub,
+        home=home,
+        **vars(done),
+        plain=plain,
+        adapter=adapter,
+        first=first,
+        old=old,
+        tiny=tiny,
+        weights=weights,
+        long=long,
+    )
 
 
 def test_first_download_fetches_only_what_is_needed_and_shows_it(ran):
@@ -229,8 +278,12 @@ def test_nothing_is_fetched_twice(ran):
 
 def test_sizes_need_no_weights(ran):
     wanted = sum(map(len, ran.tiny.values()))
-    assert ran.answers["sizes"] == {"files": wanted, "missing": 0, "parameters": None,
-                                    "config": json.loads(ran.tiny["config.json"])}
+    assert ran.answers["sizes"] == {
+        "files": wanted,
+        "missing": 0,
+        "parameters": None,
+        "config": json.loads(ran.tiny["config.json"]),
+    }
 
 
 def test_needs_asks_for_the_configuration_alone(ran):
@@ -324,7 +377,10 @@ def test_a_vlm_and_its_problems_by_name(ran):
     """What a user calls: the model with the commit that it came from, and the data set as `Problem`s."""
     name, base, parameters = ran.answers["vlm"]
     commit, weights = ran.hub.models["maker/tiny"].refs["main"], weights_hash(ran.tiny["model.safetensors"])
-    assert (name, base) == ("maker/tiny", {"name": "maker/tiny", "revision": commit, "licence": "apache-2.0", "weights": weights})
+    assert (name, base) == (
+        "maker/tiny",
+        {"name": "maker/tiny", "revision": commit, "licence": "apache-2.0", "weights": weights},
+    )
     assert parameters == ran.answers["loaded"][1]
     assert ran.answers["records"] == [["test-0", ["red", "blue"], 1, True], ["test-1", ["yes", "no"], 0, False]]
     assert len(ran.answers["answered"]) == 2
@@ -358,8 +414,13 @@ def test_the_revision_that_was_asked_for_is_the_bases(ran):
 
 def test_plain_peft_finds_the_base_of_an_adapter_and_computes_the_same(ran):
     assert ran.answers["ours"]["again"] and ran.answers["ours"]["adapter changes"] > 0.1
-    assert ran.plain == {"base": "maker/family", "revision": ran.hub.models["maker/family"].refs["main"], "equal": True,
-                         "strangers": [], "processor": "Idefics3Processor"}
+    assert ran.plain == {
+        "base": "maker/family",
+        "revision": ran.hub.models["maker/family"].refs["main"],
+        "equal": True,
+        "strangers": [],
+        "processor": "Idefics3Processor",
+    }
     config = json.loads((ran.adapter / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == (ran.plain["base"], ran.plain["revision"])
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from PIL import Image
 from tinyvlm import PROBLEMS
 
 from mmlora.doctor import index_answers
@@ -22,8 +23,13 @@ spec.loader.exec_module(utils)
 
 def doc(problem) -> dict:
     """The problem as the hub's data set has it."""
-    return {"image": problem.image, "question": problem.question, "choices": list(problem.choices), "answer": problem.answer,
-            "hint": problem.hint}
+    return {
+        "image": problem.image,
+        "question": problem.question,
+        "choices": list(problem.choices),
+        "answer": problem.answer,
+        "hint": problem.hint,
+    }
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.id)
@@ -65,3 +71,9 @@ def test_lmms_evals_own_loader_finds_it(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["['mmlora_scienceqa']"], done.stderr[-2000:]
+
+
+def test_it_shows_the_picture_that_mmlora_reads():
+    see_through = Image.new("RGBA", (2, 2), (9, 99, 9, 0))
+    (shown,) = utils.visual({"image": see_through})
+    assert shown.mode == "RGB" and set(shown.get_flattened_data()) == {(255, 255, 255)}

@@ -90,16 +90,27 @@ def test_the_card_and_the_configuration_name_the_base_as_the_hub_does(tmp_path):
     folder = files.save_adapter(lora.attach(model), tmp_path, {"a|b": "c|d"}, data_licence="cc-by-nc-sa-4.0")
     card = (folder / "README.md").read_text()
     assert card.startswith('---\nbase_model: "someone/tiny"\nlibrary_name: "peft"\nlicense: "cc-by-nc-sa-4.0"\n')
-    for row in ("its revision | abc123", "licence | cc-by-nc-sa-4.0 (base apache-2.0, data cc-by-nc-sa-4.0)", "a|b | c/d"):
+    for row in (
+        "its revision | abc123",
+        "licence | cc-by-nc-sa-4.0 (base apache-2.0, data cc-by-nc-sa-4.0)",
+        "a|b | c/d",
+    ):
         assert f"| {row} |" in card
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("someone/tiny", "abc123")
 
 
-@pytest.mark.parametrize("base, data, both", [
-    ("apache-2.0", "apache-2.0", "apache-2.0"), ("gemma", "mit", "gemma"), ("mit", "cc-by-nc-sa-4.0", "cc-by-nc-sa-4.0"),
-    ("gemma", "cc-by-nc-sa-4.0", "other"), ("other", "apache-2.0", "other"), ("apache-2.0", "other", "other"),
-])
+@pytest.mark.parametrize(
+    "base, data, both",
+    [
+        ("apache-2.0", "apache-2.0", "apache-2.0"),
+        ("gemma", "mit", "gemma"),
+        ("mit", "cc-by-nc-sa-4.0", "cc-by-nc-sa-4.0"),
+        ("gemma", "cc-by-nc-sa-4.0", "other"),
+        ("other", "apache-2.0", "other"),
+        ("apache-2.0", "other", "other"),
+    ],
+)
 def test_the_licence_is_that_of_the_stricter_part(base, data, both):
     assert licence_of_both(base, data) == both
 
@@ -281,10 +292,13 @@ def test_what_was_loaded_beside_an_adapter_goes_where_it_goes(fresh, tmp_path):
     assert torch.equal(picture_logits(lora.detach(loaded)), picture_logits(fresh()))
 
 
-@pytest.mark.parametrize("change, sentence", [
-    (lambda t: t.update(extra=torch.zeros(1)), "1 tensors are unexpected, such as extra"),
-    (lambda t: t.update({min(t): torch.zeros(3)}), "has shape"),
-])
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda t: t.update(extra=torch.zeros(1)), "1 tensors are unexpected, such as extra"),
+        (lambda t: t.update({min(t): torch.zeros(3)}), "has shape"),
+    ],
+)
 def test_what_was_trained_beside_must_fit_too(tiny_vlm, tmp_path, change, sentence):
     base = copy.deepcopy(tiny_vlm.model)
     folder = files.save_adapter(with_connector(copy.deepcopy(base)), tmp_path, {})
@@ -300,7 +314,9 @@ def test_smolbridges_adapter_folder_gives_back_what_was_trained(tiny_vlm, tmp_pa
     model = with_connector(base.model)
     again = files.load_vlm(files.save_adapter(model, tmp_path / "adapter", {}, processor=base.processor))
     assert torch.equal(picture_logits(again.model), picture_logits(model))
-    assert type(again.processor) is type(base.processor) and again.processor.chat_template == base.processor.chat_template
+    assert (
+        type(again.processor) is type(base.processor) and again.processor.chat_template == base.processor.chat_template
+    )
 
 
 # Which base.
@@ -325,7 +341,8 @@ def test_the_same_files_are_the_same_base_in_any_numbers(stored, tmp_path, monke
     assert halves.dtype == torch.bfloat16 and bases.base_of(halves) == bases.base_of(model)
     loaded = files.load_adapter(halves, folder)
     assert capsys.readouterr().out.splitlines() == [
-        f"the adapter in {folder} was trained on weights in float32, these are in bfloat16: a few answers may differ"]
+        f"the adapter in {folder} was trained on weights in float32, these are in bfloat16: a few answers may differ"
+    ]
     assert torch.allclose(tiny.logits(loaded).float(), tiny.logits(model), atol=0.1)
 
 

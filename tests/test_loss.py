@@ -23,8 +23,9 @@ def example(length: int, supervised: float = 0.7, seed: int = 0):
 
 
 def by_torch(hidden, head, labels):
-    return cross_entropy(head(hidden[:, :-1]).flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED,
-                         reduction="sum")
+    return cross_entropy(
+        head(hidden[:, :-1]).flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
 
 
 @pytest.mark.parametrize("length", [2, 9, CHUNK + 40])  # with 3 rows the last is more than two chunks
@@ -104,10 +105,14 @@ def test_a_head_that_is_more_than_a_projection_gets_the_models_own_loss(head, tm
             (loss / tokens).backward()
             torch.testing.assert_close(loss / tokens, own, rtol=1e-4, atol=0)
             assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-            assert all(p.grad.abs().max() > 0 for n, p in model.named_parameters() if "layers.3" in n and ".lora_B." in n)
+            assert all(
+                p.grad.abs().max() > 0 for n, p in model.named_parameters() if "layers.3" in n and ".lora_B." in n
+            )
     assert all(module.training for module in model.modules()), "the trial left the model in evaluation mode"
     said = [line for line in capsys.readouterr().out.splitlines() if "model's own" in line]
     assert len(said) == (head != "a projection")
     if said:
-        assert said == [f"the loss of {type(vlm.model).__name__} is more than a projection: taking the model's own, which needs "
-                        "more memory"]
+        assert said == [
+            f"the loss of {type(vlm.model).__name__} is more than a projection: taking the model's own, which needs "
+            "more memory"
+        ]

@@ -39,8 +39,10 @@ def make_wheel(folder, content: bytes = CONTENT) -> Wheel:
         f"{info}/METADATA": b"Metadata-Version: 2.1\nName: mmlora-stick\nVersion: 1.0\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    digests = {name: base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-               for name, data in files.items()}
+    digests = {
+        name: base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        for name, data in files.items()
+    }
     record = [f"{name},sha256={digests[name]},{len(data)}\n" for name, data in files.items()]
     file = folder / "mmlora_stick-1.0-py3-none-any.whl"
     with zipfile.ZipFile(file, "w") as archive:
@@ -221,7 +223,9 @@ def test_a_cache_folder_that_cannot_be_made_is_named(home, stick, downloaded):
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(UnknownModel, match=r"no model is called 'smolbrigde' \(did you mean 'smolbridge'\?\); give"):
         load_base("smolbrigde")
-    with pytest.raises(UnknownModel, match=r"no model is called 'xyz'; give a short name .* a hub id \(owner/name\) or a folder"):
+    with pytest.raises(
+        UnknownModel, match=r"no model is called 'xyz'; give a short name .* a hub id \(owner/name\) or a folder"
+    ):
         load_base("xyz")
 
 

@@ -26,7 +26,9 @@ def folder(tmp_path_factory, tiny_vlm):
 
 def test_the_adapter_is_as_large_as_planned(folder, tiny_vlm):
     made = attach(copy.deepcopy(tiny_vlm.model), rank=4)
-    assert needs(str(folder), settings=Settings(rank=4)).trainable == sum(p.numel() for p in made.parameters() if p.requires_grad)
+    assert needs(str(folder), settings=Settings(rank=4)).trainable == sum(
+        p.numel() for p in made.parameters() if p.requires_grad
+    )
 
 
 def test_a_folder_needs_no_download(folder, tiny_vlm):
@@ -83,4 +85,7 @@ def test_an_architecture_that_transformers_lacks_is_looked_up_in_a_fresh_process
 def test_larger_batches_and_ranks_need_more(folder):
     base = needs(str(folder))
     assert needs(str(folder), settings=Settings(rank=32)).trainable == 2 * base.trainable
-    assert needs(str(folder), settings=Settings(batch_size=48)).activations == 48 / Settings().batch_size * base.activations
+    assert (
+        needs(str(folder), settings=Settings(batch_size=48)).activations
+        == 48 / Settings().batch_size * base.activations
+    )

@@ -58,6 +58,7 @@ def unbound(cells: list[str]) -> list[str]:
 
 # -- without running -----------------------------------------------------------------------------------------------------
 
+
 def test_there_are_notebooks():
     assert {"00_start_here", "04_one_hour_run", "05_reading_the_results"} <= {file.stem for file in FILES}
 
@@ -109,12 +110,15 @@ def test_a_notebook_is_under_a_megabyte(notebook):
 
 def test_the_tracked_tree_stays_small():
     """Three notebooks now, a dozen later; a clone over bad wifi must not take all morning."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.split("\0")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.split(
+        "\0"
+    )
     files = [PACKAGE.parent / name for name in names if name]
     assert sum(file.stat().st_size for file in files if file.is_file()) < 50e6
 
 
 # -- by running ----------------------------------------------------------------------------------------------------------
+
 
 def read(file) -> nbformat.NotebookNode:
     return nbformat.read(file, as_version=4)
@@ -144,7 +148,9 @@ def test_the_run_leaves_a_complete_record(colab_run):
 
 def test_the_run_leaves_an_adapter_with_its_card(colab_run):
     adapter = colab_run.folder / "adapter"
-    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= {file.name for file in adapter.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= {
+        file.name for file in adapter.iterdir()
+    }
     accuracy = Metrics.load(colab_run.folder / "metrics.json").accuracy["avg"]
     assert f"{accuracy} %" in (adapter / "README.md").read_text(encoding="utf-8")
 

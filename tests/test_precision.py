@@ -41,9 +41,13 @@ def test_the_environment_turns_it_off(choose, monkeypatch):
     assert precision.precision() == "no"
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("half", "'half'; it can be float32, bfloat16, float16"), ("float16", "only cards multiply fast"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("half", "'half'; it can be float32, bfloat16, float16"),
+        ("float16", "only cards multiply fast"),
+    ],
+)
 def test_what_cannot_be_had_is_refused(choose, monkeypatch, name, message):
     choose(0.2, 1.0)
     monkeypatch.setenv("MMLORA_PRECISION", name)
@@ -67,7 +71,9 @@ def card(monkeypatch):
     def chosen(bf16: bool):
         monkeypatch.delenv("MMLORA_PRECISION", raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation
+        )
         precision.precision.cache_clear()
         return precision.precision(), precision.weights_dtype(), precision.device().type
 

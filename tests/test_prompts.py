@@ -56,8 +56,14 @@ def test_training_reads_what_answering_reads(tiny_vlm, problem):
 
 
 def test_an_image_mark_in_the_text_is_no_picture(tiny_vlm):
-    odd = Problem("odd", "What does <image> mean?", ("<image>", "no"), 0, hint="In HTML, <image> is no tag.",
-                  solution="It says <image>.")
+    odd = Problem(
+        "odd",
+        "What does <image> mean?",
+        ("<image>", "no"),
+        0,
+        hint="In HTML, <image> is no tag.",
+        solution="It says <image>.",
+    )
     sample = encode(tiny_vlm.processor, taught(odd, "explanation_answer"))
     assert not sample.pictures and not (sample.input_ids == tiny_vlm.processor.image_token_id).any()
     seen = encode(tiny_vlm.processor, taught(replace(odd, image=LEFT.image), "explanation_answer"))
@@ -68,26 +74,41 @@ def test_several_pictures_stand_before_the_words_in_their_order(tiny_vlm):
     processor = tiny_vlm.processor
     one, two = taught(LEFT, "answer"), tinyvlm.picture("olive")
     both = encode(processor, replace(one, pictures=(*one.pictures, two)))
-    assert (both.input_ids == processor.image_token_id).sum() == 8 and both.pictures["pixel_values"].shape == (2, 3, 128, 128)
-    apart = [encode(processor, replace(one, pictures=(picture,))).pictures["pixel_values"][0] for picture in (*one.pictures, two)]
+    assert (both.input_ids == processor.image_token_id).sum() == 8 and both.pictures["pixel_values"].shape == (
+        2,
+        3,
+        128,
+        128,
+    )
+    apart = [
+        encode(processor, replace(one, pictures=(picture,))).pictures["pixel_values"][0]
+        for picture in (*one.pictures, two)
+    ]
     assert all(map(torch.equal, both.pictures["pixel_values"], apart)) and not torch.equal(*apart)
     assert show_labels(processor, both).startswith(f"{tinyvlm.START}user\n[4 image slots]\n[4 image slots]\nQuestion")
-    single, double = (Samples(tiny_vlm, [c]).loss(tiny_vlm.model, [0])[0] for c in (one, replace(one, pictures=(*one.pictures, two))))
+    single, double = (
+        Samples(tiny_vlm, [c]).loss(tiny_vlm.model, [0])[0] for c in (one, replace(one, pictures=(*one.pictures, two)))
+    )
     assert double.isfinite() and not torch.isclose(single, double, rtol=1e-4)
 
 
 def test_show_labels_marks_what_is_supervised(tiny_vlm):
     shown = show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, taught(LEFT, "answer")))
     start, stop = tinyvlm.START, tinyvlm.STOP
-    assert shown == (f"{start}user\n[4 image slots]\n{prompt_text(LEFT)}{stop}\n{start}assistant\n"
-                     f"⟦The answer is red.{stop}⟧")
+    assert shown == (
+        f"{start}user\n[4 image slots]\n{prompt_text(LEFT)}{stop}\n{start}assistant\n⟦The answer is red.{stop}⟧"
+    )
     warm = replace(TEXT, choices=("21 °C", "30 °C"))  # a degree sign is more than one byte, and so maybe two tokens
-    assert "⟦The answer is 30 °C." in show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, taught(warm, "answer")))
+    assert "⟦The answer is 30 °C." in show_labels(
+        tiny_vlm.processor, encode(tiny_vlm.processor, taught(warm, "answer"))
+    )
     assert "⟦" not in show_labels(tiny_vlm.processor, encode(tiny_vlm.processor, asked(LEFT)))
 
 
 def test_an_unknown_format_is_named_with_the_known_ones(tiny_vlm):
-    with pytest.raises(EncodingError, match="'letters'; there are answer, answer_explanation, explanation_answer, QCM-A"):
+    with pytest.raises(
+        EncodingError, match="'letters'; there are answer, answer_explanation, explanation_answer, QCM-A"
+    ):
         encode(tiny_vlm.processor, taught(LEFT, "letters"))
 
 
@@ -104,15 +125,22 @@ def test_a_picture_in_a_file_is_not_kept_decoded(tiny_vlm):
     data = io.BytesIO()
     tinyvlm.PROBLEMS[0].image.save(data, "PNG")
     in_file = replace(tinyvlm.PROBLEMS[0], image=Image.open(data))
-    pixels = [encode(tiny_vlm.processor, taught(problem, "answer")).pictures["pixel_values"]
-              for problem in (tinyvlm.PROBLEMS[0], in_file, in_file)]
+    pixels = [
+        encode(tiny_vlm.processor, taught(problem, "answer")).pictures["pixel_values"]
+        for problem in (tinyvlm.PROBLEMS[0], in_file, in_file)
+    ]
     assert pixels[0].equal(pixels[1]) and pixels[0].equal(pixels[2])
     assert in_file.image.tile, "it was decoded in place"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
 def test_pictures_of_any_mode_are_read(tiny_vlm, mode):
-    assert encode(tiny_vlm.processor, asked(replace(LEFT, image=LEFT.image.convert(mode)))).pictures["pixel_values"].shape[1] == 3
+    assert (
+        encode(tiny_vlm.processor, asked(replace(LEFT, image=LEFT.image.convert(mode))))
+        .pictures["pixel_values"]
+        .shape[1]
+        == 3
+    )
 
 
 # Which choice was said.
@@ -122,41 +150,44 @@ GREETINGS = ("Dear Aunt Ann,", "dear Aunt Ann,", "Dear aunt ann,")
 PLACES = ("Mt", "Mt. Everest", "St. Helens")
 
 
-@pytest.mark.parametrize("text, choices, expected", [
-    ("The answer is red.", COLOURS, 0),
-    ("The answer is red", COLOURS, 0),
-    ("the ANSWER is  Olive\nGreen .", COLOURS, 1),
-    ("THE ANSWER IS OLIVE GREEN.", COLOURS, 1),
-    ("The answer is: green.", COLOURS, 2),
-    ("It is red. The answer is green. The left one is red.", COLOURS, 2),
-    ("The answer is red. No, wait. The answer is green.", COLOURS, 2),
-    ("The answer is red. The answer is purple.", COLOURS, None),
-    ("The answer is red\nQuestion: which", COLOURS, 0),
-    ("The answer is reddish.", COLOURS, None),
-    ("The answer is green olives.", COLOURS, None),
-    ("The answer is not red.", COLOURS, None),
-    ("The answer isn't red.", COLOURS, None),
-    ("The left square is red.", COLOURS, None),
-    ("The answer is", COLOURS, None),
-    ("The answer is .", COLOURS, None),
-    ("", COLOURS, None),
-    ("The answer is Mt. Everest.", PLACES, 1),
-    ("The answer is Mt Everest.", PLACES, 1),
-    ("The answer is Mt.", PLACES, 0),
-    ("The answer is Mt. It is short.", PLACES, 0),
-    ("The answer is St. Helens. It is a volcano.", PLACES, 2),
-    ("The answer is Mt. Whitney.", PLACES[1:], None),
-    ("The answer is 3.5 m.", ("35 m", "3.5 m", "3 m"), 1),
-    ("The answer is 3 m.", ("35 m", "3.5 m", "3 m"), 2),
-    ("The answer is It rains. I stay..", ("It rains.", "It rains. I stay."), 1),
-    ("The answer is It rains..", ("It rains.", "It rains. I stay."), 0),
-    ("The answer is Dear Aunt Ann,.", GREETINGS, 0),
-    ("The answer is dear Aunt Ann,.", GREETINGS, 1),
-    ("The answer is Dear aunt ann,.", GREETINGS, 2),
-    ("The answer is DEAR AUNT ANN,.", GREETINGS, None),
-    ("The answer is Dr. Lee.", ("Dr Lee", "Dr. Lee"), 1),
-    ("The answer is same.", ("same", "same"), None),
-])
+@pytest.mark.parametrize(
+    "text, choices, expected",
+    [
+        ("The answer is red.", COLOURS, 0),
+        ("The answer is red", COLOURS, 0),
+        ("the ANSWER is  Olive\nGreen .", COLOURS, 1),
+        ("THE ANSWER IS OLIVE GREEN.", COLOURS, 1),
+        ("The answer is: green.", COLOURS, 2),
+        ("It is red. The answer is green. The left one is red.", COLOURS, 2),
+        ("The answer is red. No, wait. The answer is green.", COLOURS, 2),
+        ("The answer is red. The answer is purple.", COLOURS, None),
+        ("The answer is red\nQuestion: which", COLOURS, 0),
+        ("The answer is reddish.", COLOURS, None),
+        ("The answer is green olives.", COLOURS, None),
+        ("The answer is not red.", COLOURS, None),
+        ("The answer isn't red.", COLOURS, None),
+        ("The left square is red.", COLOURS, None),
+        ("The answer is", COLOURS, None),
+        ("The answer is .", COLOURS, None),
+        ("", COLOURS, None),
+        ("The answer is Mt. Everest.", PLACES, 1),
+        ("The answer is Mt Everest.", PLACES, 1),
+        ("The answer is Mt.", PLACES, 0),
+        ("The answer is Mt. It is short.", PLACES, 0),
+        ("The answer is St. Helens. It is a volcano.", PLACES, 2),
+        ("The answer is Mt. Whitney.", PLACES[1:], None),
+        ("The answer is 3.5 m.", ("35 m", "3.5 m", "3 m"), 1),
+        ("The answer is 3 m.", ("35 m", "3.5 m", "3 m"), 2),
+        ("The answer is It rains. I stay..", ("It rains.", "It rains. I stay."), 1),
+        ("The answer is It rains..", ("It rains.", "It rains. I stay."), 0),
+        ("The answer is Dear Aunt Ann,.", GREETINGS, 0),
+        ("The answer is dear Aunt Ann,.", GREETINGS, 1),
+        ("The answer is Dear aunt ann,.", GREETINGS, 2),
+        ("The answer is DEAR AUNT ANN,.", GREETINGS, None),
+        ("The answer is Dr. Lee.", ("Dr Lee", "Dr. Lee"), 1),
+        ("The answer is same.", ("same", "same"), None),
+    ],
+)
 def test_the_choice_that_was_said(text, choices, expected):
     assert parse_answer(text, choices) == expected
 
@@ -174,11 +205,14 @@ def test_every_target_names_its_own_choice(format, choices):
 TAUGHT = replace(TEXT, lecture="Colours are seen by eye.", answer=1)
 
 
-@pytest.mark.parametrize("format, said", [
-    ("QCM-A", "The answer is B."),
-    ("QCM-ALE", "The answer is B. BECAUSE: Colours are seen by eye. Green is seen."),
-    ("QCM-LEA", "Colours are seen by eye. Green is seen. The answer is B."),
-])
+@pytest.mark.parametrize(
+    "format, said",
+    [
+        ("QCM-A", "The answer is B."),
+        ("QCM-ALE", "The answer is B. BECAUSE: Colours are seen by eye. Green is seen."),
+        ("QCM-LEA", "Colours are seen by eye. Green is seen. The answer is B."),
+    ],
+)
 def test_the_official_formats_say_the_letter(format, said):
     assert target_text(TAUGHT, format) == said
     assert parse_official(said, TAUGHT.choices) == 1
@@ -186,24 +220,46 @@ def test_the_official_formats_say_the_letter(format, said):
     assert "  " not in target_text(bare, format) and parse_official(target_text(bare, format), bare.choices) == 1
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("The answer is A. The answer is B.", None), ("So The answer is C.", 2), ("The answer is A. BECAUSE: A.", 0), ("the answer is A.", None), ("The answer is D.", None),
-    ("The answer is Z.", None), ("A", None), ("The answer is", None),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("The answer is A. The answer is B.", None),
+        ("So The answer is C.", 2),
+        ("The answer is A. BECAUSE: A.", 0),
+        ("the answer is A.", None),
+        ("The answer is D.", None),
+        ("The answer is Z.", None),
+        ("A", None),
+        ("The answer is", None),
+    ],
+)
 def test_the_official_scorer_reads_one_letter(text, expected):
     assert parse_official(text, COLOURS) == expected
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("B", 1), ("B.", 1), ("C. green", 2), ("b", None), ("(B)", None), ("B green", None), ("The answer is B.", None), ("", None), ("D", None),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("B", 1),
+        ("B.", 1),
+        ("C. green", 2),
+        ("b", None),
+        ("(B)", None),
+        ("B green", None),
+        ("The answer is B.", None),
+        ("", None),
+        ("D", None),
+    ],
+)
 def test_lmms_eval_takes_a_letter_and_nothing_else(text, expected):
     assert parse_lmms(text, COLOURS) == expected
 
 
 def test_lmms_evals_prompt():
-    assert lmms_prompt(TEXT) == ("Context: Colours are seen.\nWhich is a colour?\nA. seven\nB. green\n"
-                                 "Answer with the option's letter from the given choices directly.")
+    assert lmms_prompt(TEXT) == (
+        "Context: Colours are seen.\nWhich is a colour?\nA. seven\nB. green\n"
+        "Answer with the option's letter from the given choices directly."
+    )
 
 
 def test_every_target_of_minisqa_names_its_own_choice():
@@ -211,8 +267,12 @@ def test_every_target_of_minisqa_names_its_own_choice():
 
     problems = list(generate("validation", 150))
     assert len({p.skill for p in problems}) >= 24
-    missed = [p.id for p in problems for format in ("answer_explanation", "explanation_answer")
-              if parse_answer(target_text(p, format), p.choices) != p.answer]
+    missed = [
+        p.id
+        for p in problems
+        for format in ("answer_explanation", "explanation_answer")
+        if parse_answer(target_text(p, format), p.choices) != p.answer
+    ]
     assert not missed
 
 

@@ -20,39 +20,63 @@ from mmlora.reporting.examples import load_examples
 from mmlora.reporting.record import Metrics, MetricsError
 from tools.readme import readme_tables, render_readme
 
-KEYS = ("accuracy base majority blank_image scored_by n_test minutes samples_per_second samples_seen peak_memory_gb "
-        "trainable_parameters model base_model data seed settings versions machine date git").split()
+KEYS = (
+    "accuracy base majority blank_image scored_by n_test minutes samples_per_second samples_seen peak_memory_gb "
+    "trainable_parameters model base_model data seed settings versions machine date git"
+).split()
 
 
 def problems() -> list[Problem]:
     """Twelve with a picture, six without, in two skills; texts that need escaping."""
     return [
-        Problem(f"p{i}", "Is 3 < 5 & does $x$ cost $5?", ("yes, <b>it</b> is", "no", "perhaps " * 20), i % 3,
-                Image.new("RGB", (60, 40 + 10 * i), (200, 10 * i, 90)) if i < 12 else None,
-                hint="a | b\n1 | 2" * (i % 2),
-                grade=f"grade{i % 12 + 1}", skill=("magnets", "guide words")[i % 2], caption="a <plain> colour")
+        Problem(
+            f"p{i}",
+            "Is 3 < 5 & does $x$ cost $5?",
+            ("yes, <b>it</b> is", "no", "perhaps " * 20),
+            i % 3,
+            Image.new("RGB", (60, 40 + 10 * i), (200, 10 * i, 90)) if i < 12 else None,
+            hint="a | b\n1 | 2" * (i % 2),
+            grade=f"grade{i % 12 + 1}",
+            skill=("magnets", "guide words")[i % 2],
+            caption="a <plain> colour",
+        )
         for i in range(18)
     ]
 
 
 def predictions(step: int) -> list[Prediction]:
     """Every `step`-th answer is wrong, and the first wrong one names no choice."""
-    return [Prediction(p.id, (None if i == 0 else (p.answer + 1) % 3) if i % step == 0 else p.answer, i % step != 0,
-                       "It is <small>. " * 12) for i, p in enumerate(problems())]
+    return [
+        Prediction(
+            p.id,
+            (None if i == 0 else (p.answer + 1) % 3) if i % step == 0 else p.answer,
+            i % step != 0,
+            "It is <small>. " * 12,
+        )
+        for i, p in enumerate(problems())
+    ]
 
 
 @pytest.fixture
 def metrics() -> Metrics:
     made = problems()
     return Metrics(
-        accuracy=score(made, predictions(6)).to_dict(), base=score(made, predictions(2)).to_dict(),
+        accuracy=score(made, predictions(6)).to_dict(),
+        base=score(made, predictions(2)).to_dict(),
         majority=score(made, majority_class(made, made)).to_dict(),
         blank_image=score(made[:12], predictions(2)[:12]).to_dict(),
-        scored_by={"accuracy": "generate", "base": "likelihood", "majority": "fixed guess", "blank_image": "generate"}, n_test=len(made),
-        minutes={"data": 0.5, "cache": 3.0, "train": 50.25, "score": 5.0, "total": 59.1}, samples_per_second=7.25,
-        samples_seen=21_000, trainable_parameters=1_630_000, model="smolbridge", data="minisqa 40/18", seed=0,
+        scored_by={"accuracy": "generate", "base": "likelihood", "majority": "fixed guess", "blank_image": "generate"},
+        n_test=len(made),
+        minutes={"data": 0.5, "cache": 3.0, "train": 50.25, "score": 5.0, "total": 59.1},
+        samples_per_second=7.25,
+        samples_seen=21_000,
+        trainable_parameters=1_630_000,
+        model="smolbridge",
+        data="minisqa 40/18",
+        seed=0,
         base_model={"name": "smolbridge", "revision": None, "licence": "apache-2.0", "weights": "0123abcd"},
-        settings={"data": "minisqa", "rank": 16, "learning_rate": 1e-3}, date="2026-11-22T05:00:00+00:00",
+        settings={"data": "minisqa", "rank": 16, "learning_rate": 1e-3},
+        date="2026-11-22T05:00:00+00:00",
     )
 
 
@@ -66,6 +90,7 @@ def run_folder(tmp_path, metrics):
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
+
 
 def test_metrics_hold_every_key_of_the_issue_and_survive_a_file(metrics, tmp_path):
     metrics.save(tmp_path / "m.json")
@@ -102,8 +127,13 @@ def test_a_record_says_how_each_figure_was_found_and_which_weights_it_is_of(key,
 def test_incomplete_figures_are_errors(metrics, tmp_path):
     record = asdict(metrics)
     with pytest.raises(MetricsError, match=r"lack base.IMG, minutes.cache"):
-        Metrics(**record | {"base": {k: v for k, v in record["base"].items() if k != "IMG"},
-                            "minutes": {k: v for k, v in record["minutes"].items() if k != "cache"}})
+        Metrics(
+            **record
+            | {
+                "base": {k: v for k, v in record["base"].items() if k != "IMG"},
+                "minutes": {k: v for k, v in record["minutes"].items() if k != "cache"},
+            }
+        )
     with pytest.raises(MetricsError, match="samples_per_second is not a finite number"):
         Metrics(**record | {"samples_per_second": float("nan")})
     (tmp_path / "half.json").write_text('{"accuracy": ')
@@ -112,6 +142,7 @@ def test_incomplete_figures_are_errors(metrics, tmp_path):
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
+
 
 def test_published_rows_are_complete():
     rows = json.loads((DATA / "published_scienceqa.json").read_text())["rows"]
@@ -126,7 +157,9 @@ def test_category_table_sets_runs_beside_published_rows(metrics):
     table = tables.category_table(metrics)
     lines = table.splitlines()
     assert lines[0] == "| model | trainable | training | data | NAT | SOC | LAN | TXT | IMG | NO | G1-6 | G7-12 | Avg |"
-    assert lines[2].startswith(f"| smolbridge, trained | 1.6M | 0.8 h, {metrics.machine['cores']} CPU cores | minisqa 40/18 (n=18) |")
+    assert lines[2].startswith(
+        f"| smolbridge, trained | 1.6M | 0.8 h, {metrics.machine['cores']} CPU cores | minisqa 40/18 (n=18) |"
+    )
     assert lines[2].endswith("83.33 |")
     assert lines[5].startswith("| smolbridge, trained, grey picture |") and "(n=12)" in lines[5] and "| – |" in lines[5]
     assert any("LLaMA-Adapter (arXiv 2303.16199) | 1.8M | – | ScienceQA | 84.37" in line for line in lines)
@@ -152,7 +185,10 @@ def test_readme_is_rendered_in_place_and_twice_the_same(metrics, tmp_path):
     metrics.save(tmp_path / "one_hour_smolbridge.json")
     once = render_readme(empty, readme_tables(tmp_path))
     assert "| `qwen2.5-vl-3b` |" in once and once.count("not measured yet") == len(catalog.entries()) - 1
-    assert "[one_hour_smolbridge](results/one_hour_smolbridge.json) | smolbridge | minisqa 40/18, 18 problems | 59 |" in once
+    assert (
+        "[one_hour_smolbridge](results/one_hour_smolbridge.json) | smolbridge | minisqa 40/18, 18 problems | 59 |"
+        in once
+    )
     assert f"{metrics.machine['cores']} cores" in once and "| 7.2 |" in once
     assert render_readme(once, readme_tables(tmp_path)) == once
     with pytest.raises(tables.ReportError, match="needs <!-- machines --> once"):
@@ -166,6 +202,7 @@ def test_a_broken_result_file_is_named(tmp_path):
 
 
 # -- examples ----------------------------------------------------------------------------------------------------------
+
 
 def test_examples_are_spread_and_come_back_whole(tmp_path):
     made, answers = problems(), predictions(2)
@@ -185,6 +222,7 @@ def test_examples_are_spread_and_come_back_whole(tmp_path):
 
 # -- page --------------------------------------------------------------------------------------------------------------
 
+
 def test_the_page_stands_alone(run_folder):
     text = page.html_report(run_folder).read_text(encoding="utf-8")
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
@@ -192,8 +230,16 @@ def test_the_page_stands_alone(run_folder):
     sources = re.findall(r'src="([^"]{0,30})', text)
     assert len(sources) == 3 + 2 + 1  # curve, categories, skills; two of three errors have pictures; the map
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    for heading in ("Result", "Learning curve", "By category", "Does it look at the picture?", "By skill",
-                    "What it got wrong", "What the answer depends on", "How it was made"):
+    for heading in (
+        "Result",
+        "Learning curve",
+        "By category",
+        "Does it look at the picture?",
+        "By skill",
+        "What it got wrong",
+        "What the answer depends on",
+        "How it was made",
+    ):
         assert f"<h2>{heading}</h2>" in text
     assert "3 of 18 answers are wrong; 3 of them:" in text and "1 of 18 problems got no answer" in text
     assert "yes, &lt;b&gt;it&lt;/b&gt; is" in text and "<b>it</b>" not in text

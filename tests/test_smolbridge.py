@@ -86,7 +86,9 @@ def test_a_visual_token_is_the_mixture_of_the_words_that_were_read(tiny_vlm, bat
     chances = core.get_image_words(batch["pixel_values"])
     assert chances.shape == (2, 4, 40) and torch.allclose(chances.sum(-1), torch.ones(2, 4))
     words = core.language_model.embed_tokens.weight[core.connector.word_ids]
-    assert torch.allclose(core.get_image_features(batch["pixel_values"]), torch.einsum("btw,wh->bth", chances, words), atol=1e-6)
+    assert torch.allclose(
+        core.get_image_features(batch["pixel_values"]), torch.einsum("btw,wh->bth", chances, words), atol=1e-6
+    )
 
 
 def test_what_was_read_is_not_rounded_under_autocast(tiny_vlm, batch):
@@ -180,7 +182,8 @@ def test_the_loss_is_the_shifted_cross_entropy_of_the_labels(tiny_vlm, batch):
     output = tiny_vlm.model(**batch, labels=labels)
     by_hand = [
         -output.logits[row, at - 1].double().log_softmax(-1)[labels[row, at]]
-        for row in range(3) for at in range(labels.shape[1] - 6, labels.shape[1])
+        for row in range(3)
+        for at in range(labels.shape[1] - 6, labels.shape[1])
     ]
     assert torch.allclose(output.loss.double(), torch.stack(by_hand).mean(), rtol=1e-5)
 
@@ -211,8 +214,15 @@ def test_the_vision_tower_stays_in_evaluation_mode(tiny_vlm, batch):
 def test_the_connector_and_the_upper_layers_learn_from_the_answer(tiny_vlm, batch):
     model = copy.deepcopy(tiny_vlm.model)
     with torch.enable_grad():
-        model(**batch, labels=batch["input_ids"].masked_fill(batch["input_ids"] == model.config.image_token_id, -100)).loss.backward()
-    for part in (model.model.connector.describe, model.model.connector.recognise, model.model.connector.write, model.model.language_model):
+        model(
+            **batch, labels=batch["input_ids"].masked_fill(batch["input_ids"] == model.config.image_token_id, -100)
+        ).loss.backward()
+    for part in (
+        model.model.connector.describe,
+        model.model.connector.recognise,
+        model.model.connector.write,
+        model.model.language_model,
+    ):
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters() if p.dim() > 1)
 
 
@@ -237,7 +247,9 @@ def test_a_second_picture_in_a_cached_conversation_is_an_error_and_not_overlooke
     past = tiny_vlm.model(**batch, use_cache=True).past_key_values
     twice = torch.cat([batch["attention_mask"]] * 2, dim=1)
     with pytest.raises(ValueError, match="pass pixel_values to the first call"):
-        tiny_vlm.model(batch["input_ids"], pixel_values=batch["pixel_values"], past_key_values=past, attention_mask=twice)
+        tiny_vlm.model(
+            batch["input_ids"], pixel_values=batch["pixel_values"], past_key_values=past, attention_mask=twice
+        )
 
 
 def test_a_picture_without_slots_is_an_error(tiny_vlm, batch):
@@ -252,12 +264,16 @@ def test_a_picture_without_slots_is_an_error(tiny_vlm, batch):
 def test_what_was_read_can_be_printed_and_an_adapter_does_not_change_it(tiny_vlm):
     vlm, picture = copy.deepcopy(tiny_vlm), tinyvlm.picture("red", "blue")
     connector = vlm.model.model.connector
-    connector.word_ids.copy_(torch.tensor(vlm.processor.tokenizer(" ".join("abcdefghijklmnopqrst") + " ")["input_ids"][:40]))
+    connector.word_ids.copy_(
+        torch.tensor(vlm.processor.tokenizer(" ".join("abcdefghijklmnopqrst") + " ")["input_ids"][:40])
+    )
     said = words_read(vlm, picture)
     pixels = vlm.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
     chances = vlm.model.model.get_image_words(pixels)[0]
     assert [chance for _, chance in said] == pytest.approx(chances.max(-1).values.tolist())
-    assert [word for word, _ in said] == [vlm.processor.tokenizer.decode(connector.word_ids[i]) for i in chances.argmax(-1)]
+    assert [word for word, _ in said] == [
+        vlm.processor.tokenizer.decode(connector.word_ids[i]) for i in chances.argmax(-1)
+    ]
     with torch.enable_grad():
         adapted = attach(vlm.model, layers=[3])
     assert words_read(VLM("adapted", adapted, vlm.processor), picture) == said

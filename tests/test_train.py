@@ -97,7 +97,9 @@ def test_a_resumed_budget_has_the_remaining_time(monkeypatch, tmp_path):
     clock = Clock(monkeypatch, 1.0)
     measured_anew = replace(settings, minutes=61 / 60)  # what is left for training is never the same twice
     log = fit(tiny.adapted(), clock.source(), measured_anew, tmp_path, resume=True)
-    assert clock.now < 21 and 56 < log.seconds <= 61 and 40 < log.seconds_before == pytest.approx(log.seconds - clock.now)
+    assert (
+        clock.now < 21 and 56 < log.seconds <= 61 and 40 < log.seconds_before == pytest.approx(log.seconds - clock.now)
+    )
     assert [r["step"] for r in log.records] == list(range(1, len(log.records) + 1))
 
 
@@ -134,7 +136,10 @@ def test_out_of_memory_halves_the_forward_pass_and_not_the_step(tmp_path, capsys
         models.append(dict(model.named_parameters()))
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     said = capsys.readouterr()
-    assert "from now on 4 samples" in said.out + said.err and "from now on 2 samples a forward pass; a step still takes 8" in said.out + said.err
+    assert (
+        "from now on 4 samples" in said.out + said.err
+        and "from now on 2 samples a forward pass; a step still takes 8" in said.out + said.err
+    )
 
 
 def test_a_sample_that_never_fits_ends_the_run_with_its_name(tmp_path):
@@ -323,7 +328,9 @@ def test_a_step_that_overflowed_is_skipped_and_the_scale_halved(tmp_path, scaled
     scaled(2.0**126)
     model, seen = tiny.adapted(), []
     start = weights(model)
-    records = fit(model, tiny.Tokens(), replace(QUICK, steps=12), tmp_path, on_step=lambda _: seen.append(weights(model))).records
+    records = fit(
+        model, tiny.Tokens(), replace(QUICK, steps=12), tmp_path, on_step=lambda _: seen.append(weights(model))
+    ).records
     skipped = [r["gradient_norm"] is None for r in records]
     first = skipped.index(False)
     assert 0 < first < 10 and all(torch.equal(p, seen[first - 1][name]) for name, p in start.items())
@@ -394,11 +401,13 @@ def test_a_run_goes_on_in_other_numbers_and_says_so(tmp_path, numbers, capsys):
     numbers("bfloat16")
     end = ": the end will differ in its last digits from an uninterrupted run"
     assert goes_on(tmp_path / "other", capsys) == (
-        f"resumed from checkpoint-00000002 after 0.0 minutes; products in float32 before, bfloat16 from now on{end}")
+        f"resumed from checkpoint-00000002 after 0.0 minutes; products in float32 before, bfloat16 from now on{end}"
+    )
     halves = lora.attach(tiny.decoder().to(torch.bfloat16), rank=4, layers=(2, 3), dropout=0.1)
     assert goes_on(tmp_path / "both", capsys, halves) == (
         "resumed from checkpoint-00000002 after 0.0 minutes; products in float32 before, bfloat16 from now on, weights in "
-        f"float32 before, bfloat16 from now on{end}")
+        f"float32 before, bfloat16 from now on{end}"
+    )
 
 
 def test_a_scale_is_begun_where_none_was_kept_and_left_where_none_is_needed(tmp_path, scaled, capsys, monkeypatch):

@@ -21,8 +21,13 @@ def decoder(seed: int = 0) -> LlamaForCausalLM:
     """A Llama of 4 layers and 25,000 parameters, in evaluation mode."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, attn_implementation="eager",
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="eager",
     )
     return LlamaForCausalLM(config).eval()
 

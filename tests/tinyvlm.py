@@ -22,12 +22,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.train_from_iterator([WORDS], trainers.BpeTrainer(
-        vocab_size=300, min_frequency=1, special_tokens=[END, START, STOP], show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    ))
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=END, bos_token=START, eos_token=STOP,
-                                   additional_special_tokens=["<image>"])
+    made.train_from_iterator(
+        [WORDS],
+        trainers.BpeTrainer(
+            vocab_size=300,
+            min_frequency=1,
+            special_tokens=[END, START, STOP],
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token=END, bos_token=START, eos_token=STOP, additional_special_tokens=["<image>"]
+    )
 
 
 def build() -> VLM:
@@ -35,12 +42,28 @@ def build() -> VLM:
     words = tokenizer()
     mark = words.convert_tokens_to_ids("<image>")
     text = AutoConfig.for_model(
-        "llama", vocab_size=mark, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True,
+        "llama",
+        vocab_size=mark,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=True,
         initializer_range=0.1,  # strong enough that every layer changes the outcome
     )
-    config = SmolBridgeConfig(text_config=text, image_size=128, cell_width=16, connector_width=64, visual_tokens=4, dictionary=40,
-                              image_token_id=mark)
+    config = SmolBridgeConfig(
+        text_config=text,
+        image_size=128,
+        cell_width=16,
+        connector_width=64,
+        visual_tokens=4,
+        dictionary=40,
+        image_token_id=mark,
+    )
     torch.manual_seed(0)
     model = SmolBridgeForConditionalGeneration(config).eval()
     model.model.connector.write.weight.data *= 30  # as sure of its words as a trained one
@@ -59,8 +82,14 @@ def picture(left: str, right: str = "white", size: tuple[int, int] = (90, 70)) -
 
 
 PROBLEMS = (
-    Problem("left", "Which colour has the left square?", ("red", "green", "blue"), 0, picture("red", "blue"),
-            solution="The left square is red."),
+    Problem(
+        "left",
+        "Which colour has the left square?",
+        ("red", "green", "blue"),
+        0,
+        picture("red", "blue"),
+        solution="The left square is red.",
+    ),
     Problem("text", "Which is a colour?", ("seven", "green"), 1, hint="Colours are seen.", solution="Green is seen."),
     Problem("right", "Right square?", ("red", "olive green"), 1, picture("red", "olive"), solution="Olive."),
     Problem("plain", "Is blue a colour?", ("yes", "no"), 0),

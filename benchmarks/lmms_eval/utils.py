@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmlora.encoding.answers import parse_answer, parse_official
 from mmlora.encoding.prompts import prompt_text
+from mmlora.problems.pictures import rgb
 from mmlora.problems.record import Problem
 
 
@@ -12,7 +13,7 @@ def problem(doc: dict) -> Problem:
 
 
 def visual(doc: dict) -> list:
-    return [] if doc["image"] is None else [doc["image"].convert("RGB")]
+    return [] if doc["image"] is None else [rgb(doc["image"])]
 
 
 def prompt(doc: dict, lmms_eval_specific_kwargs=None) -> str:
