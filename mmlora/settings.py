@@ -108,8 +108,11 @@ class Settings:
         for name in ("minutes", "train_minutes", "steps", "train_problems", "test_problems", "rank", "alpha", "learning_rate",
                      "batch_size", "side"):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingsError(f"{name} is {value}; give a number above 0")
+            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+                raise SettingsError(f"{name} is {value!r}; give a number above 0")
+        for name in ("towers", "targets"):
+            if not getattr(self, name):
+                raise SettingsError(f"{name} is empty; name at least one")
         if self.steps is not None and self.train_minutes is not None:
             raise SettingsError("steps and train_minutes are both given; training ends by one of them")
 

@@ -111,3 +111,16 @@ def test_help_lists_every_setting_in_its_group():
         assert found[f"--{each.name.replace('_', '-')}"] == each.metadata["group"], each.name
         assert each.metadata["why"] in result.output, "the reason for its default stands beside it"
     assert (found["--out"], found["--resume"]) == ("Files", "Files")
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"rank": "8"}, "rank is '8'; give a number above 0"),
+        ({"towers": ()}, "towers is empty; name at least one"),
+        ({"targets": []}, "targets is empty; name at least one"),
+    ],
+)
+def test_what_is_no_number_or_nothing_is_one_sentence(changes, sentence):
+    with pytest.raises(SettingsError, match=sentence):
+        Settings.of(changes)
