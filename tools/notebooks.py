@@ -45,12 +45,13 @@ def execute(name: str, parameters: str | None = None) -> dict:
     figures = nbformat.v4.new_code_cell(
         f"import json\nfrom dataclasses import asdict\nprint(json.dumps({FIGURES.get(name, '{}')}))"
     )
+    notebook.cells.append(figures)
     began = perf_counter()
-    NotebookClient(nbformat.from_dict({**notebook, "cells": (cells := [*notebook.cells, figures])}), timeout=None,
-                   resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()  # fmt: skip
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     seconds = perf_counter() - began
-    found = json.loads("".join(output.text for output in cells[-1].outputs if output.output_type == "stream"))
-    notebook.cells, tagged.source = cells[:-1], own
+    printed = notebook.cells.pop().outputs
+    found = json.loads("".join(output.text for output in printed if output.output_type == "stream"))
+    tagged.source = own
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of every cell, which would change each run
     nbformat.write(tidied(notebook), path)
