@@ -30,7 +30,7 @@ from transformers import (
 
 from mmlora import minisqa
 from mmlora.adapters.files import load_adapter, load_vlm, save_adapter
-from mmlora.adapters.lora import attach
+from mmlora.adapters.lora import attach, merge
 from mmlora.encoding.loss import on_device
 from mmlora.encoding.prefix import PrefixCache
 from mmlora.encoding.prompts import taught
@@ -166,7 +166,7 @@ def measure(folder: Path, work: Path, sizes: Sizes) -> dict:
     save_adapter(model, work / "adapter", {})
     fresh = load_vlm(str(folder))
     loaded = logits(fresh.with_model(load_adapter(fresh.model, work / "adapter")), samples)
-    merged = logits(vlm.with_model(model.merge_and_unload()), samples)
+    merged = logits(vlm.with_model(merge(model)), samples)
     return {
         "model": "SmolVLM-256M's architecture, random weights",
         "parameters": parameters,

@@ -7,6 +7,7 @@ module when it is first asked for.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
@@ -18,10 +19,14 @@ _PLACES = {
     "detach": "adapters.lora",
     "evaluate": "evaluation.answering",
     "fit": "training.fit",
+    "merge": "adapters.lora",
     "load_problems": "problems.load",
     "load_vlm": "adapters.files",
     "score": "evaluation.scores",
 }
+# Where bitsandbytes is installed, peft imports it, and it asks everyone for an optional package of kernels.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 __all__ = ["__version__", *_PLACES]
 
 

@@ -133,6 +133,8 @@ class Experiment:
         """Train for what the budget leaves: `log`. Taken again, it begins anew and keeps the earlier training aside."""
         if self.log is not None:
             self._put_aside()
+            if self.settings.train_connector:  # which was trained in place
+                self.load_model()
             self.attach()
         chosen = self.settings
         minutes = chosen.train_minutes

@@ -149,6 +149,16 @@ def test_a_trained_connector_is_kept_and_comes_back(model, own_folder, tmp_path)
     assert not torch.equal(moved, bare.model.get_parameter(name))
 
 
+def test_a_second_training_begins_at_the_published_connector(model, own_folder, tmp_path):
+    run = begin(model, own_folder, tmp_path, train_connector=True)
+    for step in (run.load_problems, run.load_model, run.attach, run.cache):
+        step()
+    run.fit()
+    once = adapter(run)
+    run.fit()
+    assert torch.equal(adapter(run), once)
+
+
 def test_missing_pictures_can_be_read_as_text(model, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     data = write_problems(tmp_path / "data")

@@ -64,7 +64,7 @@ def test_a_fresh_process_gives_equal_logits(one_thread, fresh_process, trained, 
 def test_merged_agrees_within_tolerance(saved, dtype, tolerance):
     model = files.load_adapter(tiny.decoder().to(dtype), saved)
     apart = tiny.logits(model).float()
-    merged = tiny.logits(model.merge_and_unload()).float()
+    merged = tiny.logits(lora.merge(model)).float()
     assert (merged - apart).abs().max() < tolerance
     assert (merged - tiny.logits(tiny.decoder())).abs().max() > 0.1, "the adapter does nothing, so this shows nothing"
 
@@ -358,6 +358,16 @@ def test_another_folders_weights_are_refused(stored, tmp_path):
     assert not lora.is_wrapped(other)
     moved = load_base(stored.rename(tmp_path / "moved")).model
     assert files.load_adapter(moved, folder)
+
+
+def test_a_merged_model_is_another_base(stored, tmp_path):
+    folder = files.save_adapter(lora.attach(load_base(stored).model), tmp_path / "adapter", {})
+    model = lora.attach(load_base(stored).model)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    with pytest.raises(AdapterError, match="was trained on other weights"):
+        files.load_adapter(lora.merge(model), folder)
 
 
 # Errors of files.

@@ -124,7 +124,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
         adapted = wrapped(model, config)
     except ValueError as error:
         raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
-    problem = _mismatch(tensors, get_peft_model_state_dict(adapted))
+    problem = _mismatch(tensors, get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if problem:
         adapted.unload()
         raise AdapterError(f"the adapter in {folder} is not what its configuration says: {problem}; fetch it again")

@@ -60,6 +60,11 @@ def mark(model: nn.Module, base: Base) -> None:
     model.name_or_path = model.config.name_or_path = base.name
 
 
+def unmark(model: nn.Module) -> None:
+    """Let the model be told by its values from now on: it is no longer what was published."""
+    model.__dict__.pop("mmlora_base", None)
+
+
 def base_of(model: nn.Module, beside: Container[str] = ()) -> Base:
     """The base of a loaded model, adapted or not; one that was made by hand is told by its values.
 
