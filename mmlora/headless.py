@@ -32,7 +32,7 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
         import nbformat
         import papermill
     except ImportError as error:
-        raise RunError(f"{error.name} is not installed; run: python -m pip install 'mmlora[notebook]'") from error
+        raise RunError(f"{error.name} is not installed; run: python -m pip install papermill nbconvert") from error
     from mmlora.reporting.page import html_report
     from mmlora.reporting.tables import headline
 

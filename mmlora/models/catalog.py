@@ -115,7 +115,7 @@ CATALOG = (
         135_000_000,
         None,
         0,
-        "Any laptop; it sees no picture and is the baseline that tells what looking is worth.",
+        "No GPU needed; it sees no picture and is the baseline that tells what looking is worth.",
     ),
 )
 
