@@ -135,7 +135,7 @@ def test_start_here(colab_run):
 def test_the_run_leaves_a_complete_record(colab_run):
     folder, printed = colab_run.folder, colab_run.printed
     metrics = Metrics.load(folder / "metrics.json")
-    assert all(metrics.minutes[part] > 0 for part in ("data", "cache", "train", "score"))
+    assert all(metrics.minutes[part] > 0 for part in ("cache", "train", "score"))  # the data may be built already
     assert metrics.minutes["total"] >= sum(metrics.minutes[part] for part in ("data", "cache", "train", "score")) - 0.1
     assert metrics.samples_seen > 0 and metrics.peak_memory_gb > 0 and metrics.trainable_parameters > 1e5
     assert metrics.n_test == metrics.accuracy["n"]["Avg"] == metrics.base["n"]["Avg"] == metrics.majority["n"]["Avg"]
