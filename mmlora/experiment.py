@@ -110,6 +110,7 @@ class Experiment:
     def cache(self) -> None:
         """The training set: `samples`, with everything below the adapter computed once where that is possible."""
         self.taught = [taught(problem, self.settings.format) for problem in self.train]
+        self.reply_lengths = self._reply_lengths()
         samples = Samples(self.vlm, self.taught)
         only_language = self.settings.towers == ("language",) and not self.settings.train_connector
         with self.budget.watch("cache"):
@@ -123,10 +124,10 @@ class Experiment:
         with self.budget.watch("score"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the untrained model rambles until it is cut
             began = perf_counter()
-            tokens = self.reply_lengths()[9 * len(self.taught) // 10]
+            tokens = self.reply_lengths[9 * len(self.taught) // 10]
             evaluate(self.learner, trial, self.settings.method, batch_size=TRIAL, max_new_tokens=tokens, progress=False)
             minutes = (perf_counter() - began) / 60
-        self.reserved = 1.1 * minutes * (len(self.test) + len(blanked(self.test))) / len(trial)
+        self.reserved = 1.1 * minutes * (len(self.test) + sum(p.image is not None for p in self.test)) / len(trial)
         return self.reserved
 
     def fit(self) -> TrainLog:
@@ -170,7 +171,7 @@ class Experiment:
         keep_examples(self.folder, self.test, self.predictions, self.maps)
         return chosen
 
-    def reply_lengths(self) -> list[int]:
+    def _reply_lengths(self) -> list[int]:
         """Tokens of every reply that is taught, end token included, ascending."""
         replies = self.vlm.processor.tokenizer([c.reply for c in self.taught], add_special_tokens=False)["input_ids"]
         return sorted(len(tokens) + 1 for tokens in replies)
@@ -179,7 +180,7 @@ class Experiment:
         together = (
             TOGETHER if self.settings.method in SPOKEN else TOGETHER // 4
         )  # the others repeat a row for each choice
-        tokens = self.reply_lengths()[-1] + SPARE
+        tokens = self.reply_lengths[-1] + SPARE
         return evaluate(self.learner, problems, self.settings.method, batch_size=together, max_new_tokens=tokens)
 
     def _put_aside(self) -> None:

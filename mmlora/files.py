@@ -19,7 +19,12 @@ def sha256(path: Path) -> str:
 
 def sha256_of_all(paths: Iterable[Path]) -> str:
     """One SHA-256 over the contents of these files, in this order."""
-    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
+    return sha256_of_digests(map(sha256, paths))
+
+
+def sha256_of_digests(digests: Iterable[str]) -> str:
+    """The same for files whose own SHA-256 is known already, so that they need not be read."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 Kind = Literal["models", "problems"]
 
+UNKNOWN_LICENCE = "other"  # the hub's word for a licence that it cannot name
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name, what the Hugging Face hub calls a model or a data set
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from peft import PeftModel
 
-from mmlora.guests import HUB_ID
-from mmlora.models.base import UNKNOWN_LICENCE, Base
+from mmlora.guests import HUB_ID, UNKNOWN_LICENCE
+from mmlora.models.base import Base
 
 #: Licences that ask for nothing but their own text: what is made under them may carry the other part's licence.
 PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0")

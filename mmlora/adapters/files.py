@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmlora.adapters.card import card
-from mmlora.adapters.lora import BESIDE, AdapterError, is_wrapped, wrapped
+from mmlora.adapters.lora import BESIDE, AdapterError, refuse_wrapped, wrapped
+from mmlora.guests import UNKNOWN_LICENCE
 from mmlora.models.base import base_of, stored_as
 from mmlora.models.resolution import set_side
 from mmlora.models.vlm import VLM, base_model, load_base
@@ -33,7 +34,7 @@ def save_adapter(
     facts: Mapping[str, object],
     *,
     processor: Any = None,
-    data_licence: str = "other",
+    data_licence: str = UNKNOWN_LICENCE,
 ) -> Path:
     """Write the adapter's files and a filled `README.md` into `folder`; returns it.
 
@@ -106,10 +107,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
     or when the model is wrapped already; the model is then as it was.
     """
     folder = Path(folder)
-    if is_wrapped(model):
-        raise AdapterError(
-            "this model carries an adapter already; take it off with detach(model), or load the base again"
-        )
+    refuse_wrapped(model)
     tensors, marks = _read(folder, ADAPTER)
     config = LoraConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):

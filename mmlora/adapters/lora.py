@@ -44,16 +44,14 @@ def attach(
     """Wrap `model` with a fresh LoRA adapter, freeze all else, print the table by tower.
 
     `alpha` is 2 x `rank` unless given. `layers` are decoder layers; None means the upper half: what lies below
-    can then be cached. `targets` are the last parts of module names ("q_proj"), or every linear projection of those layers (and of the other towers in `within`).
+    can then be cached. `targets` are the last parts of module names ("q_proj"), or every linear projection of those
+    layers (and of the other towers in `within`).
     Raises `AdapterError` for a second attach, a target or tower that matches nothing, a layer out of range, and inside
     `torch.inference_mode`, whose tensors can never train.
     """
     if torch.is_inference_mode_enabled():
         raise AdapterError("an adapter attached inside torch.inference_mode could never train; attach it outside")
-    if is_wrapped(model):
-        raise AdapterError(
-            "this model carries an adapter already; take it off with detach(model), or load the base again"
-        )
+    refuse_wrapped(model)
     names = _target_names(model, layers, targets, tuple(within))
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, target_modules=names
@@ -100,6 +98,14 @@ def wrapped(model: nn.Module, config: LoraConfig) -> PeftModel:
 def is_wrapped(model: nn.Module) -> bool:
     """Whether an adapter sits in the model, whatever is wrapped around it."""
     return isinstance(model, PeftModel) or any(isinstance(m, BaseTunerLayer) for m in model.modules())
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise `AdapterError` where an adapter sits already: two in one place would be none that anybody meant."""
+    if is_wrapped(model):
+        raise AdapterError(
+            "this model carries an adapter already; take it off with detach(model), or load the base again"
+        )
 
 
 def _target_names(

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from mmlora.files import sha256_of_all
+from mmlora.guests import UNKNOWN_LICENCE
 
 FILE = (
     "base.json"  # beside weights that were put together here, whose files may differ between machines in a last digit
 )
-UNKNOWN_LICENCE = "other"  # the hub's word for a licence that it cannot name
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,6 @@ class Base:
     revision: str | None
     licence: str
     weights: str
-
-
-def weights_hash(digests: list[str]) -> str:
-    """One hash for all weights files, from the SHA-256 of each in the order of their names."""
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def of_folder(folder: Path) -> Base:

@@ -31,8 +31,8 @@ from safetensors import safe_open
 
 from mmlora import guests
 from mmlora.errors import MMLoraError
-from mmlora.files import sha256, write_whole
-from mmlora.models.base import UNKNOWN_LICENCE, weights_hash
+from mmlora.files import sha256, sha256_of_digests, write_whole
+from mmlora.guests import UNKNOWN_LICENCE
 from mmlora.models.catalog import nearest
 from mmlora.paths import cache_home
 
@@ -54,7 +54,7 @@ class Snapshot:
     repo: str
     revision: str  # the commit's hash: with it the same files can be had again
     licence: str  # as its card says; "other" where it says nothing
-    weights: str  # `base.weights_hash` of its weights files
+    weights: str  # one hash of its weights files, as `base.of_folder` would find it
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def download(repo: str, revision: str | None = None, *, offline: bool = False) -
         known: dict = _verified(repo, path, record) if record.is_file() else {"licence": UNKNOWN_LICENCE, "files": {}}
     weights = sorted(file.name for pattern in WEIGHTS for file in path.glob(pattern))
     digests = [known["files"][name]["sha256"] if name in known["files"] else sha256(path / name) for name in weights]
-    return Snapshot(path, repo, commit.resolved, known["licence"], weights_hash(digests))
+    return Snapshot(path, repo, commit.resolved, known["licence"], sha256_of_digests(digests))
 
 
 def sizes(repo: str, revision: str | None = None) -> Sizes:

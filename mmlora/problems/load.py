@@ -13,12 +13,12 @@ from huggingface_hub import constants, list_repo_files, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from mmlora import guests
+from mmlora.guests import UNKNOWN_LICENCE
 from mmlora.problems import folder, official, parquet
 from mmlora.problems.record import Problem
 from mmlora.problems.rows import DataError, MissingImages
 
 SCIENCEQA_LICENCE = "cc-by-nc-sa-4.0"  # the authors' own; the hub's card says otherwise
-UNKNOWN_LICENCE = "other"  # what the hub calls a licence that it cannot name
 
 
 def load_problems(
