@@ -31,7 +31,7 @@ LAYERS = (
     ("evaluation",),
     ("reporting",),
     ("settings", "budget", "needs", "experiment", "headless"),
-    ("doctor", "cli", "__main__"),
+    ("doctor", "cli", "lessons", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 GUESTS = ("minisqa", "smolbridge")  # found by their entry points; each could be a distribution of its own

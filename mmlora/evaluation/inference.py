@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from PIL import Image
+from transformers import TextStreamer
 
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import on_device
@@ -30,6 +32,26 @@ def generate(vlm: VLM, conversations: Sequence[Conversation], max_new_tokens: in
     )[:, batch["input_ids"].shape[1] :]
     unfinished = int((rows != tokenizer.eos_token_id).all(-1).sum())
     return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)], unfinished
+
+
+def ask(vlm: VLM, text: str, picture: Image.Image | None = None, max_new_tokens: int = 80) -> str:
+    """Ask the model anything: its greedy reply, printed word by word as it comes, and returned.
+
+    Raises `EncodingError` for a picture that cannot be read.
+    """
+    tokenizer = vlm.processor.tokenizer
+    asked = Conversation("yours", text, () if picture is None else (picture,))
+    batch = left_padded(vlm, [encode(vlm.processor, asked)])
+    with evaluating(vlm):
+        row = vlm.model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=_pad(vlm),
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        )[0, batch["input_ids"].shape[1] :]
+    return tokenizer.decode(row, skip_special_tokens=True).strip()
 
 
 def left_padded(vlm: VLM, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
