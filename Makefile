@@ -2,6 +2,9 @@
 # make run MINUTES=5   the same in five minutes
 # make test            set up, check style and types, run the tests
 # make doctor          say what this machine has and what it lacks
+# make notebooks       execute all lessons and their solutions with their recorded settings, and keep the outputs
+# make student         copies of the lessons without outputs and solutions, in student/
+# make site            the executed lessons as a static site, in site/
 
 MINUTES ?= 60
 SEED ?= 0
@@ -11,7 +14,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 IN_VENV := $(PY) -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
 
-.PHONY: run test doctor setup clean
+.PHONY: run test doctor notebooks student site setup clean
 
 run: setup
 	$(PY) -m mmlora run --minutes $(MINUTES) --seed $(SEED)
@@ -24,6 +27,9 @@ test: setup
 
 doctor: setup
 	$(PY) -m mmlora doctor
+
+notebooks student site: setup
+	$(PY) -m tools.$@
 
 # A virtual environment works only where it was made: the stamp holds the folder, and is void when the folder was
 # moved or the interpreter has gone.

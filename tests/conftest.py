@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
 os.environ["MMLORA_PRECISION"] = "float32"  # equality is tested to more digits than bfloat16 has
 
 TESTS = Path(__file__).parent
+#: Parameters with which a lesson shows that it runs; its recorded ones show what it teaches.
+SMALL = {
+    "00_start_here": {"MINUTES": 0.05, "TRAIN": 32, "TEST": 8},
+    "05_reading_the_results": {"MAPS": 1, "GRID": 4},
+}
 
 
 @pytest.fixture
@@ -93,7 +99,7 @@ def real_vlm():
 
 @dataclass(frozen=True)
 class ColabRun:
-    """What notebooks 00, 04 and 05 leave, run one after the other in an empty folder on the real weights."""
+    """What the lessons and their solutions leave, run one after the other in an empty folder on the real weights."""
 
     python: Path
     before: (
@@ -111,7 +117,7 @@ def colab_run(tmp_path_factory):
     import colabvenv
 
     from mmlora.doctor import index_answers
-    from mmlora.paths import NOTEBOOKS
+    from tools.notebooks import joined, solutions_of
 
     work, python, before = tmp_path_factory.mktemp("work"), Path(sys.executable), None
     if index_answers():
@@ -126,15 +132,20 @@ def colab_run(tmp_path_factory):
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    def execute(name, *parameters):
-        call("papermill", NOTEBOOKS / name, work / name, "-k", "python3", "--no-progress-bar", *parameters)
-        return work / name
+    def execute(path, *more):
+        """The lesson, as small as can be, and its solutions behind it in the same kernel."""
+        whole, target = work / f"{path.stem}_whole.ipynb", work / path.name
+        nbformat.write(joined(nbformat.read(path, as_version=4), solutions_of(path.stem)), whole)
+        given = " ".join(f"-p {name} {value}" for name, value in SMALL[path.stem].items()).split()
+        call("papermill", whole, target, "-k", "python3", "--no-progress-bar", *given, *more)
+        return target
 
-    first = execute("00_start_here.ipynb", *"-p MINUTES 0.05 -p TRAIN 32 -p TEST 8".split())
-    folder = work / "runs" / "first"
+    folder, notebooks = work / "runs" / "first", {}
     printed = call("mmlora", "run", "--minutes", "0.5", "--out", folder)
-    last = execute(
-        "05_reading_the_results.ipynb", *"-p MAPS 1 -p GRID 4".split(), *(() if before else ("-p", "RUN", folder))
-    )
-    notebooks = {"00": first, "04": folder / "04_one_hour_run.ipynb", "05": last}
+    for path in colabvenv.FILES:
+        notebooks[path.stem[:2]] = (
+            folder / path.name
+            if path.stem.startswith("04")
+            else execute(path, *("-p", "RUN", folder) if path.stem.startswith("05") and before is None else ())
+        )
     return ColabRun(python, before, work, folder, printed, notebooks)

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from mmlora.paths import NOTEBOOKS, PACKAGE, RESULTS
-from tools import readme, recipe_table
+from tools import figures, readme, recipe_table
 
 ROOT = PACKAGE.parent
 HOUR = json.loads((RESULTS / "one_hour_smolbridge.json").read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def prose() -> dict[str, str]:
     for path in NOTEBOOKS.glob("*.ipynb"):
         cells = nbformat.read(path, as_version=4).cells
         found[path.name] = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    return {name: " ".join(text.split()) for name, text in found.items()}
+    return {name: " ".join(figures.shown(text).split()) for name, text in found.items()}
 
 
 @pytest.mark.parametrize("pattern", SAID)
@@ -56,12 +56,31 @@ def test_the_recipes_tables_are_those_of_the_records():
     assert readme.render_readme(text, recipe_table.tables()) == text, "run python -m tools.recipe_table"
 
 
-def test_the_first_notebook_tells_what_it_gave_when_last_run():
-    record = json.loads((RESULTS / "notebooks" / "00_start_here.json").read_text(encoding="utf-8"))["figures"]
-    text = prose()["00_start_here.ipynb"]
-    for when in ("before", "after"):
-        assert f"{record[when]['generate']['avg']} %" in text
-    assert f"{record['blank_image']['avg']} %" in text
+def markdown(path: Path) -> list[str]:
+    """The pieces of a file that a reader sees as prose."""
+    if path.suffix != ".ipynb":
+        return [path.read_text(encoding="utf-8")]
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+
+
+@pytest.mark.parametrize("path", figures.files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_figures_in_prose_are_rendered_from_records(path: Path):
+    for text in markdown(path):
+        assert figures.rendered(text, f"notebooks/{path.stem}") == text, "run python -m tools.figures"
+        assert not re.search(r"^\s*<!--=", text, re.MULTILINE), (
+            "a line that begins with a mark is no paragraph any more"
+        )
+        assert "-->?<!--" not in text
+
+
+def test_a_figure_comes_from_its_record():
+    asked = "<!--=one_hour_smolbridge#accuracy.ci95.0:.1f-->?<!--/--> %"
+    filled = figures.rendered(asked)
+    assert figures.shown(filled) == f"{HOUR['accuracy']['ci95'][0]:.1f} %"
+    assert figures.rendered(filled) == filled
+    assert figures.shown(figures.rendered("<!--=no_such_run#accuracy.avg-->?<!--/-->")) == "not measured yet"
+    with pytest.raises(figures.FigureError, match="one_hour_smolbridge.json has nothing at 'accuracy.mean'"):
+        figures.rendered("<!--=one_hour_smolbridge#accuracy.mean-->?<!--/-->")
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: str(path.relative_to(RESULTS)))

@@ -1,7 +1,7 @@
 """Notebooks are well made, which is checked without running them, and they run, which is checked by running them.
 
-They run once, one after the other, from a wheel in an empty folder (see `colab_run` in conftest.py): 04 as `make run` runs
-it, for half a minute on the real model; 05 then reads that run.
+They run once, one after the other, from a wheel in an empty folder (see `colab_run` in conftest.py), each with its solutions
+behind it: 04 as `make run` runs it, for half a minute on the real model; 05 then reads that run.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import statistics
 import subprocess
 
 import nbformat
 import pytest
 
+from mmlora.lessons.exercises import exercises, lessons
 from mmlora.paths import NOTEBOOKS, PACKAGE
 from mmlora.reporting.record import Metrics
 from mmlora.reporting.tables import headline
+from tools import notebooks as tool
 
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 LONGEST = 14  # lines of code in a cell: one idea
@@ -60,14 +63,41 @@ def unbound(cells: list[str]) -> list[str]:
 
 
 def test_there_are_notebooks():
-    assert {"00_start_here", "04_one_hour_run", "05_reading_the_results"} <= {file.stem for file in FILES}
+    assert [file.stem[:2] for file in FILES] == ["00", "01", "02", "03", "04", "05"] == lessons()
 
 
-def test_begins_with_what_one_learns_and_ends_with_exercises(notebook):
+def test_outputs_belong_to_the_code(notebook):
+    """The stamp that `make notebooks` leaves: change a code cell, and this says that the outputs are another code's."""
+    name = next(file.stem for file in FILES if file.stem.startswith(notebook.cells[0].source[2:4]))
+    assert tool.parted(name) == [], f"run python -m tools.notebooks {name} in a clean checkout"
+
+
+def test_a_changed_cell_parts_outputs_and_code(notebook):
+    before = tool.stamp(notebook)
+    next(cell for cell in notebook.cells if cell.cell_type == "markdown").source += " More prose."
+    assert tool.stamp(notebook) == before
+    code(notebook)[-1].source += "  # another"
+    assert tool.stamp(notebook) != before
+
+
+def test_begins_with_what_one_learns_and_ends_with_what_next(notebook):
     first, last = notebook.cells[0], notebook.cells[-1]
     assert first.cell_type == last.cell_type == "markdown"
     assert [p for p in PROMISES if p not in first.source] == []
-    assert "**Exercises.**" in last.source
+    assert "## What next" in last.source
+
+
+def test_asks_two_to_four_exercises_and_ends_with_a_quiz(notebook):
+    lesson = notebook.cells[0].source[2:4]
+    asked = [name for cell in code(notebook) for name in re.findall(r"^check\(\"(.*?)\", answer\)", cell.source, re.M)]
+    assert asked == list(exercises(lesson)) and 2 <= len(asked) <= 4
+    headings = [h for cell in notebook.cells for h in re.findall(r"^### Exercise (.*)$", cell.source, re.M)]
+    assert headings == asked
+    assert code(notebook)[-1].source.endswith(f'quiz("{lesson}")')
+
+
+def test_cells_are_short_on_the_whole(notebook):
+    assert statistics.median(len(cell.source.splitlines()) for cell in code(notebook)[1:]) <= 8
 
 
 def test_cells_are_short_and_parse(notebook):
@@ -77,7 +107,18 @@ def test_cells_are_short_and_parse(notebook):
 
 
 def test_no_name_is_unbound(notebook):
-    assert unbound([cell.source for cell in code(notebook)]) == []
+    name = next(file.stem for file in FILES if file.stem.startswith(notebook.cells[0].source[2:4]))
+    behind = tool.joined(notebook, tool.solutions_of(name))  # a solution uses its lesson's names
+    assert unbound([cell.source for cell in code(behind)]) == []
+
+
+def test_every_exercise_has_a_solution(notebook):
+    lesson = notebook.cells[0].source[2:4]
+    solutions = tool.solutions_of(next(file.stem for file in FILES if file.stem.startswith(lesson)))
+    solved = [name for cell in code(solutions) for name in re.findall(r"check\(\"(.*?)\", ", cell.source)]
+    assert solved == list(exercises(lesson))
+    shown = "".join(output.get("text", "") for output in outputs(solutions))
+    assert [name for name in solved if f"{name} ✔ right" not in shown] == []
 
 
 def test_an_unbound_name_would_be_found():
@@ -109,7 +150,7 @@ def test_a_notebook_is_under_a_megabyte(notebook):
 
 
 def test_the_tracked_tree_stays_small():
-    """Three notebooks now, a dozen later; a clone over bad wifi must not take all morning."""
+    """Six notebooks now, a dozen later; a clone over bad wifi must not take all morning."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.split(
         "\0"
     )
@@ -128,8 +169,22 @@ def said(file) -> str:
     return "".join(output.get("text", "") for output in outputs(read(file)))
 
 
-def test_start_here(colab_run):
-    assert pictures(read(colab_run.notebooks["00"])) >= 4
+@pytest.mark.parametrize("lesson", ["00", "01", "02", "03", "05"])
+def test_a_lesson_runs_and_its_solutions_are_right(colab_run, lesson):
+    executed = read(colab_run.notebooks[lesson])
+    assert pictures(executed) >= 4
+    shown = "".join(output.get("text", "") for output in outputs(executed))
+    assert [name for name in exercises(lesson) if f"{name} ✔ right" not in shown] == []
+    assert [name for name in exercises(lesson) if f"{name} ○ open" not in shown] == [], "unanswered, it says so"
+
+
+def test_the_runs_solutions_are_right(capsys):
+    """They need no trained model."""
+    names = {}
+    for cell in code(tool.solutions_of("04_one_hour_run")):
+        exec(cell.source, names)
+    printed = capsys.readouterr().out
+    assert [name for name in exercises("04") if f"{name} ✔ right" not in printed] == []
 
 
 def test_the_run_leaves_a_complete_record(colab_run):

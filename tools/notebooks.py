@@ -1,23 +1,33 @@
-"""Execute notebooks as they are and keep their outputs: `python -m tools.notebooks 00_start_here 05_reading_the_results`.
+"""Execute the lessons and keep their outputs: `make notebooks`, or `python -m tools.notebooks 00_start_here 05_…`.
 
-Writes the outputs into notebooks/ and results/notebooks/NAME.json: how long it took, on what, and the figures that the
-lesson's first cell speaks of. Run it in a clean checkout, alone on the machine.
+A lesson runs with the settings of its last record (or with given ones, `NAME='CODE OF ITS PARAMETERS CELL'`), its solutions
+run behind it in the same kernel, and what comes out goes into notebooks/, notebooks/solutions/ and
+results/notebooks/NAME.json: how long it took, on what, and the figures that the lesson's prose speaks of. A stamp in each
+notebook ties its outputs to its code. Run it in a clean checkout, alone on the machine.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from datetime import datetime, timezone
+from pathlib import Path
 from time import perf_counter
 
 import nbformat
 from nbclient import NotebookClient
+from nbformat import NotebookNode
 
 from mmlora.files import write_whole
 from mmlora.headless import tidied
 from mmlora.paths import NOTEBOOKS, RESULTS
 from mmlora.reporting.machine import git_state, machine, versions
+from tools import figures
+
+SOLUTIONS = NOTEBOOKS / "solutions"
+RECORDS = RESULTS / "notebooks"
+FROM_LESSON = "%run"  # a solutions notebook's first code cell: it runs the lesson where somebody opens it by hand
 
 #: What the record takes from a notebook's variables when it has run: an expression whose value becomes JSON.
 FIGURES = {
@@ -33,31 +43,83 @@ FIGURES = {
 }
 
 
-def execute(name: str, parameters: str | None = None) -> dict:
-    """Run a notebook from top to bottom, keep its outputs, and return its record.
+def lessons() -> list[str]:
+    """The names of all lessons, in their order."""
+    return [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
 
-    `parameters` stands in for the source of the cell tagged so while it runs; the file keeps its own.
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def solutions_of(name: str) -> NotebookNode | None:
+    """The solutions notebook of a lesson; None where its exercises have none."""
+    path = SOLUTIONS / f"{name}.ipynb"
+    return nbformat.read(path, as_version=4) if path.is_file() else None
+
+
+def joined(lesson: NotebookNode, solutions: NotebookNode | None) -> NotebookNode:
+    """The lesson's cells and, behind them, its solutions' (the same objects): one kernel for both."""
+    behind = [] if solutions is None else [c for c in solutions.cells if not c.source.startswith(FROM_LESSON)]
+    return nbformat.v4.new_notebook(cells=[*lesson.cells, *behind], metadata=lesson.metadata)
+
+
+def stamp(*notebooks: NotebookNode) -> str:
+    """A hash of all code that outputs come from; prose may change without it."""
+    sources = "\0".join(cell.source for notebook in notebooks for cell in code(notebook))
+    return hashlib.sha256(sources.encode()).hexdigest()[:16]
+
+
+def parted(name: str) -> list[str]:
+    """What of a lesson does not belong to its code any more: its outputs, its solutions', its record."""
+    lesson, solutions = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4), solutions_of(name)
+    record = RECORDS / f"{name}.json"
+    stamps = {
+        "outputs": (lesson.metadata.get("stamp"), stamp(lesson)),
+        "record": (
+            json.loads(record.read_text(encoding="utf-8")).get("stamp") if record.is_file() else None,
+            stamp(lesson),
+        ),
+    }
+    if solutions is not None:
+        stamps["solutions"] = (solutions.metadata.get("stamp"), stamp(lesson, solutions))
+    return [what for what, (found, right) in stamps.items() if found != right]
+
+
+def recorded_parameters(name: str) -> str | None:
+    """The source of the parameters cell in the last recorded run; None without one."""
+    path = RECORDS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["parameters"] if path.is_file() else None
+
+
+def execute(name: str, state: dict, parameters: str | None = None) -> dict:
+    """Run a lesson from top to bottom and its solutions behind it, keep their outputs, and return the lesson's record.
+
+    `parameters` stands in for the source of the cell tagged so while it runs; the file keeps its own. `state` is git's.
     """
-    path, state = NOTEBOOKS / f"{name}.ipynb", git_state()  # the outputs make the checkout dirty
-    notebook = nbformat.read(path, as_version=4)
-    tagged = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    path = NOTEBOOKS / f"{name}.ipynb"
+    lesson, solutions = nbformat.read(path, as_version=4), solutions_of(name)
+    tagged = next(cell for cell in lesson.cells if "parameters" in cell.metadata.get("tags", []))
     tagged.source, own = parameters or tagged.source, tagged.source
-    figures = nbformat.v4.new_code_cell(
-        f"import json\nfrom dataclasses import asdict\nprint(json.dumps({FIGURES.get(name, '{}')}))"
+    whole, taken = (
+        joined(lesson, solutions),
+        nbformat.v4.new_code_cell(
+            f"import json\nfrom dataclasses import asdict\nprint(json.dumps({FIGURES.get(name, '{}')}))"
+        ),
     )
-    notebook.cells.append(figures)
-    began = perf_counter()
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    seconds = perf_counter() - began
-    printed = notebook.cells.pop().outputs
-    found = json.loads("".join(output.text for output in printed if output.output_type == "stream"))
+    seconds = _run(whole, len(lesson.cells), taken)
+    found = json.loads("".join(output.text for output in taken.outputs if output.output_type == "stream"))
     tagged.source = own
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times of every cell, which would change each run
-    nbformat.write(tidied(notebook), path)
+    lesson.metadata["stamp"] = stamp(lesson)
+    nbformat.write(tidied(lesson), path)
+    if solutions is not None:
+        solutions.metadata["stamp"] = stamp(lesson, solutions)
+        nbformat.write(tidied(solutions), SOLUTIONS / path.name)
     record = {
         "notebook": name,
+        "stamp": stamp(lesson),
         "seconds": round(seconds, 1),
+        "minutes": round(seconds / 60, 2),
         "parameters": parameters or own,
         "figures": found,
         "machine": machine(),
@@ -65,11 +127,36 @@ def execute(name: str, parameters: str | None = None) -> dict:
         "git": state,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    write_whole(RESULTS / "notebooks" / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    write_whole(RECORDS / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    figures.render_file(path)
     return record
 
 
+def _run(whole: NotebookNode, lesson: int, taken: NotebookNode) -> float:
+    """Execute all cells, `taken` behind the lesson's; seconds of the lesson alone."""
+    whole.cells.insert(lesson, taken)
+    client, counts = NotebookClient(whole, timeout=None, resources={"metadata": {"path": str(NOTEBOOKS)}}), 0
+    began, seconds = perf_counter(), 0.0
+    with client.setup_kernel():
+        for index, cell in enumerate(whole.cells):
+            if index == lesson:
+                seconds = perf_counter() - began
+            if cell.cell_type == "code":
+                counts += index != lesson  # the cell that takes the figures is nobody's
+                client.execute_cell(cell, index, execution_count=counts)
+            cell.metadata.pop("execution", None)  # times of every cell, which would change each run
+    return seconds
+
+
+def main(arguments: list[str]) -> None:
+    """Execute the named lessons, or all, each with the given or the recorded parameters."""
+    state = git_state()  # of all: the first one's outputs make the checkout dirty
+    for argument in arguments or lessons():
+        name, _, given = argument.partition("=")
+        name = Path(name).stem
+        print(f"{name} …", flush=True)
+        print(f"{name}: {execute(name, state, given or recorded_parameters(name))['minutes']} minutes", flush=True)
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        each, _, given = argument.partition("=")
-        print(f"{each}: {execute(each, given or None)['seconds']:.0f} seconds")
+    main(sys.argv[1:])

@@ -36,11 +36,12 @@ def quiz(number: str, answers: str | None = None) -> None:
 
     words = as_text(number, questions)
     try:
-        import ipywidgets  # noqa: F401
+        widget = buttons(questions)
     except ImportError:
         print(words)
         return
-    data, metadata = _buttons(questions)
+    bundle = widget._repr_mimebundle_()
+    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     display(data | {"text/plain": words}, metadata=metadata, raw=True)  # what cannot show buttons shows the words
 
 
@@ -71,8 +72,11 @@ def marked(questions: Sequence[Question], answers: str) -> str:
     return "\n".join([*lines, f"{right} of {len(questions)} right"])
 
 
-def _buttons(questions: Sequence[Question]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The quiz as a widget's display data: radio buttons that answer as soon as one is chosen."""
+def buttons(questions: Sequence[Question]) -> Any:
+    """The quiz as an `ipywidgets.VBox`: radio buttons that answer as soon as one is chosen.
+
+    Raises `ImportError` where ipywidgets is not installed.
+    """
     import ipywidgets as widgets
 
     def asked(place: int, question: Question) -> Any:
@@ -85,6 +89,4 @@ def _buttons(questions: Sequence[Question]) -> tuple[dict[str, Any], dict[str, A
         radio.observe(answer, "value")
         return widgets.VBox([widgets.HTML(f"<b>{place}. {question.words}</b>"), radio, said])
 
-    box = widgets.VBox([asked(place, question) for place, question in enumerate(questions, 1)])
-    bundle = box._repr_mimebundle_()
-    return bundle if isinstance(bundle, tuple) else (bundle, {})
+    return widgets.VBox([asked(place, question) for place, question in enumerate(questions, 1)])
