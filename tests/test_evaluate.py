@@ -10,10 +10,11 @@ import torch
 from tinyvlm import picture
 
 from mmlora.encoding.loss import IGNORED
-from mmlora.encoding.prompts import asked, target_text, taught
+from mmlora.encoding.prompts import asked, prompt_text, target_text, taught
 from mmlora.encoding.sample import encode
 from mmlora.evaluation import answering, controls, occlusion
 from mmlora.evaluation.controls import majority_class
+from mmlora.evaluation.inference import ask, evaluating, generate
 from mmlora.evaluation.scores import (
     Prediction,
     ScoreError,
@@ -162,6 +163,15 @@ def test_shuffle_is_fixed_by_its_seed_and_mapped_back(vlm, problems, monkeypatch
     for i, choice in enumerate(problems[0].choices):
         monkeypatch.setattr(answering, "generate", lambda vlm, batch, limit: ([f"The answer is {choice}."], 0))  # noqa: B023
         assert answering.evaluate(vlm, problems[:1], "generate", shuffle_seed=7, progress=False)[0].choice == i
+
+
+def test_asked_it_says_what_it_generates_word_by_word(vlm, problems, capsys):
+    problem = problems[0]
+    said = ask(vlm, prompt_text(problem), problem.image, max_new_tokens=12)
+    printed = capsys.readouterr().out
+    with evaluating(vlm):
+        assert said == generate(vlm, [asked(problem)], max_new_tokens=12)[0][0]
+    assert said and printed.strip() == said
 
 
 def test_the_model_comes_back_as_it_was(vlm, problems):

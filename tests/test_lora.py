@@ -69,6 +69,36 @@ def test_merged_agrees_within_tolerance(saved, dtype, tolerance):
     assert (merged - tiny.logits(tiny.decoder())).abs().max() > 0.1, "the adapter does nothing, so this shows nothing"
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_unmerged_it_is_the_base_again_within_tolerance(saved, dtype, tolerance):
+    """Adding a product and taking it off again rounds twice; `detach` after a training without merging rounds nothing."""
+    base = {n: p.detach().clone() for n, p in tiny.decoder().to(dtype).named_parameters()}
+    model = files.load_adapter(tiny.decoder().to(dtype), saved)
+    own = {n.replace(".base_layer", ""): p for n, p in lora.base_model(model).named_parameters()}
+    model.merge_adapter()
+    assert any(not torch.equal(own[n], p) for n, p in base.items())
+    model.unmerge_adapter()
+    assert max((own[n] - p).abs().max().item() for n, p in base.items()) < tolerance
+
+
+def test_an_adapter_in_the_vision_tower_lives_the_same_life(tiny_vlm, tmp_path):
+    """EfficientNet has no linear modules: there the convolutions of one pixel are adapted."""
+    model = lora.attach(copy.deepcopy(tiny_vlm.model), rank=2, within=("vision",))
+    adapted = [m for m in model.modules() if hasattr(m, "lora_A")]
+    assert adapted and all(m.base_layer.kernel_size == (1, 1) and m.base_layer.groups == 1 for m in adapted)
+    assert torch.equal(picture_logits(model), picture_logits(tiny_vlm.model))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    moved = picture_logits(model)
+    assert not torch.equal(moved, picture_logits(tiny_vlm.model))
+    again = files.load_adapter(copy.deepcopy(tiny_vlm.model), files.save_adapter(model, tmp_path / "adapter", {}))
+    assert torch.equal(picture_logits(again), moved)
+    assert (picture_logits(lora.merge(again)) - moved).abs().max() < 1e-4
+    assert torch.equal(picture_logits(lora.detach(model)), picture_logits(tiny_vlm.model))
+
+
 def test_peft_alone_loads_it_too(trained, saved):
     assert torch.equal(tiny.logits(PeftModel.from_pretrained(tiny.decoder(), saved).eval()), tiny.logits(trained[0]))
 

@@ -45,7 +45,7 @@ def attach(
 
     `alpha` is 2 x `rank` unless given. `layers` are decoder layers; None means the upper half: what lies below
     can then be cached. `targets` are the last parts of module names ("q_proj"), or every linear projection of those
-    layers (and of the other towers in `within`).
+    layers and of the other towers in `within`, a convolution of one pixel included.
     Raises `AdapterError` for a second attach, a target or tower that matches nothing, a layer out of range, and inside
     `torch.inference_mode`, whose tensors can never train.
     """
