@@ -19,6 +19,9 @@ TESTS = Path(__file__).parent
 #: Parameters with which a lesson shows that it runs; its recorded ones show what it teaches.
 SMALL = {
     "00_start_here": {"MINUTES": 0.05, "TRAIN": 32, "TEST": 8},
+    "01_lora_from_scratch": {"STEPS": 3, "TEST": 8, "BATCH": 2},
+    "02_inside_a_vlm": {"STEPS": 1, "BATCH": 2, "TEST": 6},
+    "03_scienceqa": {"READ": 120, "HELD_OUT": 40, "CONTROLS": 1, "TRAIN": 8, "TEST": 2, "STEPS": 1},
     "05_reading_the_results": {"MAPS": 1, "GRID": 4},
 }
 

@@ -38,6 +38,25 @@ FIGURES = {
         "blank_image": score(blanked(test), blind).to_dict(),
         "settings": {"MODEL": MODEL, "MINUTES": MINUTES, "SKILL": SKILL, "RANK": RANK, "TRAIN": TRAIN, "TEST": TEST},
     }""",
+    "01_lora_from_scratch": """{
+        "base": {"accuracy": results["base"].accuracy},
+        "full": {"accuracy": results["full tuning"].accuracy, "millions": trained["full tuning"] / 1e6},
+        "lora": {"accuracy": results["LoRA"].accuracy, "millions": trained["LoRA"] / 1e6},
+        "scores": {name: result.to_dict() for name, result in results.items()},
+        "energy": {str(r): shares[r] for r in RANKS},
+        "bytes": bytes_kept, "notes": notes, "seconds": seconds, "merged": merged, "peft_difference": peft_difference,
+    }""",
+    "02_inside_a_vlm": """{
+        "n": len(test), "steps": STEPS, "gradient_norms": {str(t): norms for t, norms in pulls.items()},
+        **{name.replace(", ", "_"): {
+            "own": score(test, r["own"]).accuracy, "ci95": score(test, r["own"]).ci95,
+            "swapped": score(test, r["swapped"]).accuracy,
+            **({"seconds": r["log"].seconds, "trainable": r["size"]} if "log" in r else {}),
+        } for name, r in results.items()},
+    }""",
+    "03_scienceqa": """{
+        "blind": score(held_out, blind["blind reader"]).columns["IMG"].accuracy, "chance": chance["IMG"], "masks": table,
+    }""",
     "04_one_hour_run": "asdict(metrics)",
     "05_reading_the_results": """{"run": folder.name, "accuracy": trained.to_dict()}""",
 }
