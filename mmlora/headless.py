@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 NOTEBOOK = "04_one_hour_run.ipynb"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+BAR = re.compile(r"\d%\|")  # as tqdm writes it
 
 
 class RunError(MMLoraError):
@@ -79,7 +82,10 @@ def _check(folder: Path, resume: bool) -> None:
 
 
 def tidied(notebook: NotebookNode) -> NotebookNode:
-    """The notebook with what the screen showed in the end: progress bars redraw a line after a carriage return."""
+    """The notebook with what the screen showed in the end: progress bars redraw a line after a carriage return.
+
+    A widget lives in its kernel, so a file keeps the words that stand for it, and nothing of one that was a bar.
+    """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})  # a redraw may be an output of its own
@@ -88,8 +94,16 @@ def tidied(notebook: NotebookNode) -> NotebookNode:
             if output.output_type == "stream":
                 output.text = "\n".join(_shown(line) for line in output.text.split("\n"))
         if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
+            cell.outputs = [output for output in cell.outputs if _stays(output)]
     return notebook
+
+
+def _stays(output: NotebookNode) -> bool:
+    """Whether a file keeps this output; takes the widget out of it."""
+    if output.output_type == "stream":
+        return bool(output.text.strip())
+    widget = output.get("data", {}).pop(WIDGET, None)
+    return widget is None or not BAR.search(output.data.get("text/plain", ""))
 
 
 def _shown(line: str) -> str:

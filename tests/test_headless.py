@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from mmlora import headless
-from mmlora.headless import NOTEBOOK, RunError, run, tidied
+from mmlora.headless import NOTEBOOK, WIDGET, RunError, run, tidied
 from mmlora.settings import Settings
 
 # The notebook that is left.
@@ -35,6 +35,16 @@ def test_of_a_progress_bar_the_last_state_is_kept(written, kept):
     )
     outputs = tidied(new_notebook(cells=[cell])).cells[0].outputs
     assert outputs[0].text == kept and outputs[1].data["text/plain"] == "a\rb"
+
+
+def test_of_a_widget_the_words_are_kept_and_of_a_bar_nothing():
+    """A widget without its kernel is an error message in JupyterLab, and a bar would stand at 0 % for ever."""
+    view = {"model_id": "1", "version_major": 2, "version_minor": 0}
+    written = ("1. Why?", "Loading weights:   0%|          | 0/379 [00:00<?, ?it/s]")
+    shown = [new_output("display_data", {WIDGET: view, "text/plain": words}) for words in written]
+    shown.append(new_output("display_data", {"text/plain": "at 90%|"}))
+    outputs = tidied(new_notebook(cells=[new_code_cell("1", outputs=shown)])).cells[0].outputs
+    assert [output.data for output in outputs] == [{"text/plain": "1. Why?"}, {"text/plain": "at 90%|"}]
 
 
 # Starting and failing.

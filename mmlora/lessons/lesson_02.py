@@ -163,7 +163,7 @@ QUIZ = (
         "With swapped pictures a model gets as many right as with its own pictures. What follows?",
         (
             "It sees very well, so a swap cannot confuse it",
-            "Its answers do not depend on the picture",
+            "It does not get its right answers from the picture",
             "The swapped pictures were too easy",
         ),
         1,
@@ -180,7 +180,7 @@ QUIZ = (
         "The loss is at the decoder's end, so the gradient comes through everything above the adapter.",
     ),
     Question(
-        "The connector reads two pictures in exactly the same words. Can an adapter in the decoder tell them apart?",
+        "The connector gives two pictures exactly the same visual tokens. Can an adapter in the decoder tell them apart?",
         (
             "No: the same visual tokens come in, so the same answer comes out",
             "Yes, if its rank is high enough",

@@ -47,7 +47,7 @@ QUIZ = (
         "An accuracy of 90 % has a 95 % interval of 88 to 92. What does it say?",
         (
             "95 % of the problems lie between 88 and 92.",
-            "With other problems of the same kind the accuracy would lie in it 95 times of 100.",
+            "Of 100 such tests with other problems, about 95 have an interval that holds the true accuracy.",
             "The true accuracy changes between 88 and 92.",
         ),
         1,
