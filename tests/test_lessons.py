@@ -158,7 +158,12 @@ def test_students_copies_have_neither_outputs_nor_solutions(tmp_path):
     for path, lesson_ in zip(written, LESSONS):
         copy, whole = nbformat.read(path, as_version=4), nbformat.read(lesson_, as_version=4)
         assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in copy.cells)
-        assert [c.source for c in copy.cells[1:]] == [c.source for c in whole.cells[1:]]
+        own = [c.source.replace("](../notebooks/solutions/", "](solutions/") for c in copy.cells]
+        assert own[1:] == [c.source for c in whole.cells[1:]]
+        text = "\n".join(c.source for c in copy.cells if c.cell_type == "markdown")
+        links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+        assert [link for link in links if not (NOTEBOOKS.parent / "student" / link).resolve().is_file() and link not in
+                {path.name for path in written}] == []  # fmt: skip
         assert student.LAST_RUN not in copy.cells[0].source and student.YOURS in copy.cells[0].source
 
 

@@ -27,6 +27,8 @@ def copies(folder: Path = STUDENT) -> list[Path]:
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook, _ = ClearOutputPreprocessor().preprocess(nbformat.read(path, as_version=4), {})
         notebook.metadata.pop("stamp", None)
+        for cell in notebook.cells:
+            cell.source = cell.source.replace("](solutions/", "](../notebooks/solutions/")
         first = notebook.cells[0]
         first.source = "\n\n".join(YOURS if part.startswith(LAST_RUN) else part for part in first.source.split("\n\n"))
         written.append(folder / path.name)
