@@ -181,4 +181,5 @@ def test_the_site_needs_nothing_but_itself(tmp_path):
         assert local <= names, local - names
         assert "<!--=" not in text
     start = (tmp_path / "site" / "00_start_here.html").read_text(encoding="utf-8")
-    assert "<math" in start and r"\frac" not in start
+    assert "<mfrac><mrow><mi>&#x003B1;</mi></mrow><mrow><mi>r</mi></mrow></mfrac>" in start and r"\frac" not in start
+    assert not any("formula0formula" in page.read_text(encoding="utf-8") for page in pages)

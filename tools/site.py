@@ -31,6 +31,7 @@ body.jp-Notebook { max-width: 960px; margin: 0 auto; padding: 1em; }
 .highlight pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .jp-RenderedHTMLCommon table { display: block; overflow-x: auto; max-width: 100%; }
 .jp-RenderedHTMLCommon pre { white-space: pre-wrap; }
+[data-mime-type="application/vnd.jupyter.stderr"] { background: none; color: #777; }
 img { max-width: 100%; height: auto; }
 nav { font: 14px sans-serif; margin-bottom: 1em; }
 </style>"""
@@ -58,9 +59,12 @@ def build(folder: Path = SITE) -> list[Path]:
 def _page(name: str, notebook: NotebookNode, pages: set[str]) -> str:
     """A notebook as HTML: links lead to pages of the site or to the repository, formulas are MathML."""
     solution = name.endswith("_solutions")
+    formulas: list[str] = []  # put in at the end, for the exporter takes tags out that it does not know
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = _linked(_mathml(shown(colab.BADGES.sub("", cell.source))), pages, solution)
+            cell.source = _linked(
+                _without_formulas(shown(colab.BADGES.sub("", cell.source)), formulas), pages, solution
+            )
     notebook.metadata.pop("widgets", None)
     exporter = HTMLExporter(
         template_name="lab", mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", embed_images=True,
@@ -69,6 +73,7 @@ def _page(name: str, notebook: NotebookNode, pages: set[str]) -> str:
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     body = re.sub(r"<script[^>]*\bsrc=.*?</script>", "", body, flags=re.DOTALL)
     body = re.sub(r'<script type="module">.*?</script>', "", body, flags=re.DOTALL)  # mermaid, from a network
+    body = re.sub(r"formula(\d+)formula", lambda mark: formulas[int(mark[1])], body)
     links = [page for page in sorted(pages) if page[:2].isdigit() and not page.endswith("_solutions")]
     listed = " · ".join(f'<a href="{page}.html">{page[:2]}</a>' for page in links)
     body = body.replace("</head>", f"{STYLE}</head>", 1)
@@ -109,13 +114,14 @@ def _linked(text: str, pages: set[str], solution: bool) -> str:
     return re.sub(r"\]\(([^)\s]+)\)", turn, text)
 
 
-def _mathml(text: str) -> str:
-    """The text with $formulas$ as MathML; what stands in code is left alone."""
+def _without_formulas(text: str, formulas: list[str]) -> str:
+    """The text with a mark for each $formula$, which goes into `formulas` as MathML; code is left alone."""
 
-    def draw(math: re.Match) -> str:
-        return convert(math[2], display="block" if math[1] == "$$" else "inline")
+    def take(math: re.Match) -> str:
+        formulas.append(convert(math[2], display="block" if math[1] == "$$" else "inline"))
+        return f"formula{len(formulas) - 1}formula"
 
-    return "".join(part if part.startswith("`") else MATH.sub(draw, part) for part in CODE.split(text))
+    return "".join(part if part.startswith("`") else MATH.sub(take, part) for part in CODE.split(text))
 
 
 if __name__ == "__main__":
