@@ -111,8 +111,8 @@ def recorded_parameters(name: str) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["parameters"] if path.is_file() else None
 
 
-def execute(name: str, state: dict, parameters: str | None = None) -> dict:
-    """Run a lesson from top to bottom and its solutions behind it, keep their outputs, and return the lesson's record.
+def execute(name: str, state: dict, parameters: str | None = None) -> dict[Path, str]:
+    """Run a lesson from top to bottom and its solutions behind it; what they and the lesson's record are to hold.
 
     `parameters` stands in for the source of the cell tagged so while it runs; the file keeps its own. `state` is git's.
     """
@@ -120,20 +120,12 @@ def execute(name: str, state: dict, parameters: str | None = None) -> dict:
     lesson, solutions = nbformat.read(path, as_version=4), solutions_of(name)
     tagged = next(cell for cell in lesson.cells if "parameters" in cell.metadata.get("tags", []))
     tagged.source, own = parameters or tagged.source, tagged.source
-    whole, taken = (
-        joined(lesson, solutions),
-        nbformat.v4.new_code_cell(
-            f"import json\nfrom dataclasses import asdict\nprint(json.dumps({FIGURES.get(name, '{}')}))"
-        ),
+    taken = nbformat.v4.new_code_cell(
+        f"import json\nfrom dataclasses import asdict\nprint(json.dumps({FIGURES.get(name, '{}')}))"
     )
-    seconds = _run(whole, len(lesson.cells), taken)
+    seconds = _run(joined(lesson, solutions), len(lesson.cells), taken)
     found = json.loads("".join(output.text for output in taken.outputs if output.output_type == "stream"))
     tagged.source = own
-    lesson.metadata["stamp"] = stamp(lesson)
-    nbformat.write(tidied(lesson), path)
-    if solutions is not None:
-        solutions.metadata["stamp"] = stamp(lesson, solutions)
-        nbformat.write(tidied(solutions), SOLUTIONS / path.name)
     record = {
         "notebook": name,
         "stamp": stamp(lesson),
@@ -146,9 +138,16 @@ def execute(name: str, state: dict, parameters: str | None = None) -> dict:
         "git": state,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    write_whole(RECORDS / f"{name}.json", json.dumps(record, indent=1) + "\n")
-    figures.render_file(path)
-    return record
+    lesson.metadata["stamp"] = stamp(lesson)
+    files = {path: _text(lesson), RECORDS / f"{name}.json": json.dumps(record, indent=1) + "\n"}
+    if solutions is not None:
+        solutions.metadata["stamp"] = stamp(lesson, solutions)
+        files[SOLUTIONS / path.name] = _text(solutions)
+    return files
+
+
+def _text(notebook: NotebookNode) -> str:
+    return nbformat.writes(tidied(notebook)) + "\n"
 
 
 def _run(whole: NotebookNode, lesson: int, taken: NotebookNode) -> float:
@@ -169,12 +168,19 @@ def _run(whole: NotebookNode, lesson: int, taken: NotebookNode) -> float:
 
 def main(arguments: list[str]) -> None:
     """Execute the named lessons, or all, each with the given or the recorded parameters."""
-    state = git_state()  # of all: the first one's outputs make the checkout dirty
-    for argument in arguments or lessons():
-        name, _, given = argument.partition("=")
-        name = Path(name).stem
-        print(f"{name} …", flush=True)
-        print(f"{name}: {execute(name, state, given or recorded_parameters(name))['minutes']} minutes", flush=True)
+    state, files = git_state(), {}
+    try:
+        for argument in arguments or lessons():
+            name, _, given = argument.partition("=")
+            name, began = Path(name).stem, perf_counter()
+            print(f"{name} …", flush=True)
+            files |= execute(name, state, given or recorded_parameters(name))
+            print(f"{name}: {(perf_counter() - began) / 60:.1f} minutes, solutions included", flush=True)
+    finally:  # written at the end, so that every lesson ran in the same clean checkout; none is lost where one fails
+        for path, text in files.items():
+            write_whole(path, text)
+        for path in figures.files():
+            figures.render_file(path)
 
 
 if __name__ == "__main__":
