@@ -93,6 +93,10 @@ class Settings:
         "auto", "Machine", "Numbers that are multiplied; auto measures which are fast here."
     )
 
+    fused: bool = _setting(
+        TRAIN["fused"], "Machine", "Fewer, larger products for the same numbers; off, the plain layers of transformers."
+    )
+
     method: Method = _setting("generate", "Scoring", "How answers are found after training; the model must say them.")
     split: Split = _setting("test", "Scoring", "Search settings on validation; test is for the record, once.")
 
@@ -136,15 +140,17 @@ class Settings:
         """The command line that starts this run."""
         words = ["mmlora", "run"]
         for name, value in self.changes().items():
-            words.append(f"--{name.replace('_', '-')}")
-            if value is not True:
+            words.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
+            if not isinstance(value, bool):
                 words.append(",".join(value) if isinstance(value, tuple) else str(value))
         return shlex.join(words)
 
     def training(self, minutes: float | None) -> TrainSettings:
         """What `fit` needs: these minutes, or the steps where the settings count them."""
         budget = {"steps": self.steps} if self.steps is not None else {"minutes": minutes}
-        return TrainSettings(**budget, learning_rate=self.learning_rate, batch_size=self.batch_size, seed=self.seed)
+        return TrainSettings(
+            **budget, learning_rate=self.learning_rate, batch_size=self.batch_size, seed=self.seed, fused=self.fused
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The form kept in metrics.json."""

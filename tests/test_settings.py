@@ -14,7 +14,7 @@ from mmlora.settings import Settings, SettingsError
 
 CHANGED = (
     {},
-    {"towers": ("vision", "language"), "train_connector": True, "first_layer": 3, "format": "QCM-LEA"},
+    {"towers": ("vision", "language"), "train_connector": True, "first_layer": 3, "format": "QCM-LEA", "fused": False},
     {"targets": ("q_proj", "v_proj"), "four_bit": True, "revision": "v1.0", "precision": "bfloat16", "side": 384},
     {"steps": 12, "method": "likelihood", "split": "validation", "missing_images": "text-only", "alpha": 8},
     {

@@ -34,7 +34,7 @@ from mmlora.models.memory import give_back, in_parts
 from mmlora.models.precision import mixed, precision
 from mmlora.models.vlm import base_model, decoder_layers
 
-STRIDE = 16  # tokens; batches' lengths are multiples of it, so that the memory of one step fits the next
+STRIDE = 4  # tokens; batches' lengths are multiples of it, so that the memory of one step fits the next
 BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
 WINDOW = 256  # samples that are encoded and sorted by length at a time: their pictures are in memory together
 FILES = ("hidden", "rows.safetensors", "manifest.json")

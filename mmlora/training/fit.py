@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
+from mmlora.adapters.fused import fused
 from mmlora.adapters.lora import AdapterError
 from mmlora.adapters.towers import Tower, gradient_norms
 from mmlora.models.memory import give_back
@@ -53,10 +55,11 @@ def fit(
     run = _Run(model, data, settings, Path(folder))
     try:
         run.begin(resume)
-        while run.clock.time_for_a_step(run.place.step):
-            record = run.step()
-            if on_step:
-                on_step(record)
+        with fused(run.model) if settings.fused else nullcontext():
+            while run.clock.time_for_a_step(run.place.step):
+                record = run.step()
+                if on_step:
+                    on_step(record)
         run.save()
     finally:
         run.close()

@@ -16,7 +16,8 @@ from mmlora.training import checkpoint
 from mmlora.training.checkpoint import Checkpoint, CheckpointError
 from mmlora.training.settings import TrainingSet, TrainSettings
 
-FREE = ("minutes", "checkpoint_minutes")  # a budget is measured anew; a save changes nothing that is learned
+#: A budget is measured anew, a save changes nothing that is learned, and fused layers are the plain ones in other steps.
+FREE = ("minutes", "checkpoint_minutes", "fused")
 STATE, LOG, SCALER = "state.json", "log.jsonl", "scaler.json"
 
 
@@ -25,7 +26,8 @@ def state(model: nn.Module, settings: TrainSettings, data: TrainingSet, place: d
     chosen = {name: value for name, value in asdict(settings).items() if name not in FREE}
     for adapter in getattr(model, "peft_config", {}).values():  # shapes would not tell two alphas apart
         chosen |= {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
-    numbers = {"products": products(), "weights": stored_as(base_model(model))}
+    layers = "fused" if settings.fused else "plain"
+    numbers = {"products": products(), "weights": stored_as(base_model(model)), "layers": layers}
     return {**place, "elapsed": seconds, "settings": chosen, "data": data.fingerprint, "numbers": numbers}
 
 
@@ -51,9 +53,9 @@ def check(found: Checkpoint, mine: dict) -> str:
             f"{found.path} was made with other data or frozen weights; give the same or choose another folder"
         )
     changed = [
-        f"{what} in {theirs['numbers'][what]} before, {now} from now on"
+        f"{what} in {before} before, {now} from now on"
         for what, now in mine["numbers"].items()
-        if theirs["numbers"][what] != now
+        if (before := theirs["numbers"].get(what)) != now
     ]
     return (
         f"; {', '.join(changed)}: the end will differ in its last digits from an uninterrupted run" if changed else ""

@@ -48,6 +48,9 @@ class TrainSettings:
     weight_decay: float = 0.0  # an adapter starts at zero and stays small: nothing to decay
     seed: int = 0  # order of the samples, and dropout
     checkpoint_minutes: float = 5.0  # the most that a crash can cost
+    fused: bool = (
+        True  # fewer, larger products for the same numbers; without, the plain layers, which are the reference
+    )
 
     def __post_init__(self):
         if (self.minutes is None) == (self.steps is None):
