@@ -84,9 +84,10 @@ def test_the_attentions_derivative_and_value(masked):
     mask = torch.ones(5, 5).tril().bool().expand(2, 1, 5, 5).clone()
     mask[1, :, :, 0] = not masked  # one sample does not look at its first token
     mask[1, :, 0, 0] = True
-    bias = _bias(mask if masked else None, 5)
+    bias = _bias(mask if masked else None, 5, 5)
     ours = _Attention.apply(query, key, value, bias, 0.3)
-    theirs = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
+    seen = mask if masked else torch.ones(5, 5).tril().bool()
+    theirs = nn.functional.scaled_dot_product_attention(query, key, value, seen, scale=0.3, enable_gqa=True)
     assert torch.allclose(ours, theirs)
     assert gradcheck(lambda *x: _Attention.apply(*x, bias, 0.3), (query, key, value))
 
@@ -106,7 +107,6 @@ def test_losses_and_gradients_are_the_plain_ones(name, capsys):
     model = moved(lora.attach(vlm.model, rank=4, layers=(2, 3))).train()
     loss, gradients = learned(model, samples)
     with fused(model):
-        taken = ["forward" in vars(layer) for layer in decoder_layers(model)]
         same_loss, same = learned(model, samples)
         stayed = ["forward" in vars(layer) for layer in decoder_layers(model)]
     said = capsys.readouterr()
@@ -114,7 +114,7 @@ def test_losses_and_gradients_are_the_plain_ones(name, capsys):
         assert "takes the plain path" in said.out + said.err and not any(stayed)
         assert (loss, 0.0) == (same_loss, max((same[n] - gradients[n]).abs().max().item() for n in same))
         return
-    assert taken == stayed == [False, False, True, True] and "plain" not in said.out + said.err
+    assert all(stayed) and "plain" not in said.out + said.err
     assert same_loss == pytest.approx(loss, rel=1e-5) and gradients.keys() == same.keys()
     for tensor in gradients:
         assert torch.dist(gradients[tensor], same[tensor]) <= 1e-4 * gradients[tensor].norm(), tensor
@@ -189,8 +189,8 @@ def sentence(model, samples, capsys) -> str:
     loss, _ = learned(model, samples)
     capsys.readouterr()
     with fused(model):
-        assert learned(model, samples)[0] == pytest.approx(loss, rel=1e-6)
-        assert not any("forward" in vars(layer) for layer in decoder_layers(model))
+        assert learned(model, samples)[0] == pytest.approx(loss, rel=1e-5)
+        assert ["forward" in vars(layer) for layer in decoder_layers(model)] == [True, True, False, False]
     said = capsys.readouterr()
     return said.out + said.err
 
@@ -198,7 +198,10 @@ def sentence(model, samples, capsys) -> str:
 def test_dropout_takes_the_plain_path(tiny_vlm, capsys):
     model = moved(lora.attach(copy.deepcopy(tiny_vlm.model), rank=4, dropout=0.5)).eval()
     said = sentence(model, Samples(tiny_vlm, LESSONS), capsys)
-    assert said == "LlamaDecoderLayer takes the plain path, which is slower: its adapter has dropout\n"
+    assert (
+        said
+        == "LlamaDecoderLayer takes the plain path, which is slower: its adapter is more than one plain LoRA without dropout\n"
+    )
 
 
 def test_two_adapters_at_once_take_the_plain_path(tiny_vlm, capsys):
@@ -208,11 +211,22 @@ def test_two_adapters_at_once_take_the_plain_path(tiny_vlm, capsys):
     assert "more than one plain LoRA" in sentence(model, Samples(tiny_vlm, LESSONS), capsys)
 
 
+def test_a_disabled_adapter_is_none(tiny_vlm, capsys):
+    base = copy.deepcopy(tiny_vlm.model).eval()
+    model, samples = moved(lora.attach(copy.deepcopy(base), rank=4)).eval(), Samples(tiny_vlm, LESSONS)
+    with torch.no_grad(), model.disable_adapter(), fused(model):
+        ours = samples.loss(model, ALL)[0]
+        assert all("forward" in vars(layer) for layer in decoder_layers(model))
+    with torch.no_grad():
+        assert ours.item() == pytest.approx(samples.loss(base, ALL)[0].item(), rel=1e-5)
+    assert "plain path" not in capsys.readouterr().out
+
+
 def test_trained_matrices_take_the_plain_path(tiny_vlm, capsys):
     model = lora.attach(copy.deepcopy(tiny_vlm.model), rank=4)
     for layer in decoder_layers(model)[2:]:
         layer.mlp.down_proj.base_layer.weight.requires_grad_(True)
-    assert "no plain frozen matrices" in sentence(model, Samples(tiny_vlm, LESSONS), capsys)
+    assert "its own matrices train" in sentence(model, Samples(tiny_vlm, LESSONS), capsys)
 
 
 def test_a_layer_that_computes_something_else_is_found_out(tiny_vlm, capsys):

@@ -16,25 +16,24 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers.activations import GELUTanh, SiLUActivation
 
+from mmlora.encoding.loss import head_in
 from mmlora.models.precision import DTYPES, precision
 from mmlora.models.vlm import base_model, decoder_layers
 
-Act = tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]  # what it gives, and its gradient
-GELU: Act = (partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward, approximate="tanh"))
-SILU: Act = (F.silu, torch.ops.aten.silu_backward)
-ACTS: dict[type[nn.Module], Act] = {nn.SiLU: SILU, SiLUActivation: SILU, GELUTanh: GELU}
-#: How far a fused layer's step may be from the plain one's, relative to its length.
-APART = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+GELU = partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward, approximate="tanh")
+SILU = F.silu, torch.ops.aten.silu_backward
+ACTS = {nn.SiLU: SILU, SiLUActivation: SILU, GELUTanh: GELU}  # what each gives, and its gradient
+ROWS = 512  # tokens that go through an MLP at a time where no gradient is asked for
+APART = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # a fused layer's from the plain one's step
 
 
 class Unfit(Exception):
-    """A layer that is not of Llama's shape; the message says in what."""
+    """A layer of another shape than Llama's; the message says in what."""
 
 
 class _Product(Function):
@@ -53,26 +52,25 @@ class _Product(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        product = ctx.product
-        back = gradient @ product.weight if ctx.needs_input_grad[0] else None
+        back = gradient @ ctx.product.weight if ctx.needs_input_grad[0] else None
         if not ctx.saved_tensors:
             return back, None
         x, inner, down, up = ctx.saved_tensors
         inner_gradient = gradient @ up
         if back is not None:
             back.addmm_(inner_gradient, down)
-        return back, None, *product.unstacked(inner_gradient.T @ x, gradient.T @ inner)
+        return back, None, *ctx.product.unstacked(inner_gradient.T @ x, gradient.T @ inner)
 
 
 class Product:
     """Linear modules that read the same input, as one: frozen weights end to end, LoRA factors in one stack."""
 
-    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype):
-        bases = [_linear(module) for module in modules]
+    def __init__(self, modules: Sequence[Any], dtype: torch.dtype):
+        bases, names = zip(*map(_split, modules))
         weights = [base.weight.detach().to(dtype) for base in bases]
         biases = [base.bias.detach().to(dtype) for base in bases if base.bias is not None]
-        if biases and len(biases) < len(bases):
-            raise Unfit("some of its products have a bias and some have none")
+        if 0 < len(biases) < len(bases):
+            raise Unfit("only some of its products have a bias")
         self.weight, self.dtype = weights[0] if len(weights) == 1 else torch.cat(weights), dtype
         self.bias = torch.cat(biases) if biases else None
         self.sizes = [len(weight) for weight in weights]
@@ -82,13 +80,11 @@ class Product:
         self.factors: list[nn.Parameter] = []
         self.places: list[tuple[slice, slice, float]] = []  # rows and columns of each member's block in B, its scale
         row = column = 0
-        for module, size in zip(modules, self.sizes):
-            if isinstance(module, LoraLinear):
-                name = module.active_adapters[0]
-                down, up = module.lora_A[name].weight, module.lora_B[name].weight
-                self.places.append((slice(row, row + size), slice(column, column + len(down)), module.scaling[name]))
-                self.factors += [down, up]
-                column += len(down)
+        for module, name, size in zip(modules, names, self.sizes):
+            if name is not None:
+                columns = slice(column, column := column + module.r[name])
+                self.places.append((slice(row, row + size), columns, module.scaling[name]))
+                self.factors += [module.lora_A[name].weight, module.lora_B[name].weight]
             row += size
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -137,7 +133,7 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) ->
 class _Attention(Function):
     """Attention by plain products, the query heads of one key head in one: on a CPU thrice as fast as torch's fused one.
 
-    `query` (batch, heads, length, size), `key` and `value` with fewer heads, `bias` float32 (batch or 1, 1, length, length).
+    (batch, heads, length, size) each, keys and values with fewer heads; `bias` is float32 and broadcast to the scores.
     """
 
     @staticmethod
@@ -146,8 +142,8 @@ class _Attention(Function):
     ) -> torch.Tensor:
         batch, heads, length, size = query.shape
         query, key, value = (t.reshape(batch * key.shape[1], -1, size) for t in (query, key, value))
-        scores = torch.bmm(query, key.mT).view(batch, heads, length, length)
-        shares = torch.add(bias, scores, alpha=scale).softmax(-1).to(query.dtype).view(len(query), -1, length)
+        scores = torch.bmm(query, key.mT).view(batch, heads, length, -1)
+        shares = torch.add(bias, scores, alpha=scale).softmax(-1).to(query.dtype).view(*query.shape[:2], -1)
         ctx.save_for_backward(query, key, value, shares)
         ctx.scale = scale
         return torch.bmm(shares, value).view(batch, heads, length, size)
@@ -156,11 +152,11 @@ class _Attention(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         query, key, value, shares = ctx.saved_tensors
-        batch, _, length, size = gradient.shape
-        gradient = gradient.reshape(query.shape)
+        shape, gradient = gradient.shape, gradient.reshape(query.shape)
         scores = torch._softmax_backward_data(torch.bmm(gradient, value.mT), shares, -1, shares.dtype).mul_(ctx.scale)
-        into = torch.bmm(scores, key), torch.bmm(scores.mT, query), torch.bmm(shares.mT, gradient)
-        return *(t.view(batch, -1, length, size) for t in into), None, None
+        into_key, into_value = torch.bmm(scores.mT, query), torch.bmm(shares.mT, gradient)
+        into_key, into_value = (t.view(shape[0], -1, *key.shape[1:]) for t in (into_key, into_value))
+        return torch.bmm(scores, key).view(shape), into_key, into_value, None, None
 
 
 class _Gated(Function):
@@ -178,24 +174,21 @@ class _Gated(Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         (both,), (act, act_backward) = ctx.saved_tensors, ctx.act
         gate, up = both.chunk(2, -1)
-        into = torch.empty_like(both)
-        into_gate, into_up = into.chunk(2, -1)
-        into_gate.copy_(act_backward(gradient * up, gate))
-        torch.mul(act(gate), gradient, out=into_up)
-        return into, None
+        return torch.cat([act_backward(gradient * up, gate), act(gate).mul_(gradient)], -1), None
 
 
 class FusedLayer:
-    """The forward pass of one decoder layer of Llama's shape, for training. Raises `Unfit` where it is of another."""
+    """The forward pass of one decoder layer of Llama's shape; raises `Unfit` for another."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype):
-        self.plain, self.dtype, self.compared = layer.forward, dtype, False
+    def __init__(self, layer: nn.Module, plain: Callable[..., torch.Tensor], dtype: torch.dtype):
+        self.plain, self.dtype, self.compared = plain, dtype, False
+        self.trained = any(p.requires_grad for n, p in layer.named_parameters() if "lora" not in n and "norm" not in n)
         try:
             attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
             self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
             self.out, self.down = Product([attention.o_proj], dtype), Product([mlp.down_proj], dtype)
             self.gate_up, self.act = Product([mlp.gate_proj, mlp.up_proj], dtype), ACTS[type(mlp.act_fn)]
-            self.size, self.scale = attention.head_dim, attention.scaling
+            self.index, self.size, self.scale = attention.layer_idx, attention.head_dim, attention.scaling
             self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
         except (AttributeError, KeyError) as missing:
             raise Unfit(f"it has other parts ({missing})") from missing
@@ -204,100 +197,104 @@ class FusedLayer:
             raise Unfit("its attention is capped")
 
     def __call__(self, states: torch.Tensor, **named: Any) -> torch.Tensor:
-        """What the layer's own forward gives for (batch, length, width); compared with it the first time.
-
-        Raises `Unfit` where the two differ.
-        """
-        angles = named.get("position_embeddings") or ()
+        """What the layer's own forward gives for (batch, length, width); raises `Unfit` where the first one differs."""
+        if self.trained and torch.is_grad_enabled():
+            raise Unfit("its own matrices train")
+        angles, mask = named.get("position_embeddings") or (), named.get("attention_mask")
         if [t.shape[-1] for t in angles if t.dim() == 3] != [self.size] * 2:
             raise Unfit("its positions are given in another way")
-        with torch.autocast(states.device.type, enabled=False):
-            ours = self._states(states, named.get("attention_mask"), *(t.to(self.dtype) for t in angles))
         if not self.compared:
-            with torch.no_grad():
-                theirs = self.plain(states, **named).float()
-                apart = torch.dist(ours.float(), theirs) / torch.dist(theirs, states.float())
-            if not apart < APART[self.dtype]:
-                raise Unfit(f"its states differ by {apart:.1e}")
-            self.compared = True
-        return ours
+            self._compare(states[:1], {**named, "past_key_values": None, "position_embeddings": tuple(t[:1] for t in angles),
+                                       "attention_mask": mask if mask is None else mask[:1]})  # fmt: skip
+        with torch.autocast(states.device.type, enabled=False):
+            return self._states(states, mask, angles, named.get("past_key_values"))
+
+    @torch.no_grad()
+    def _compare(self, states: torch.Tensor, named: dict) -> None:
+        """Raise `Unfit` unless both ways make the same of one sample's last token, which has seen all others."""
+        with torch.autocast(states.device.type, enabled=False):
+            ours = self._states(states, named["attention_mask"], named["position_embeddings"])
+        ours, theirs, start = (t[:, -1].float() for t in (ours, self.plain(states, **named), states))
+        apart = torch.dist(ours, theirs) / torch.dist(theirs, start)
+        self.compared = bool(apart < APART[self.dtype])
+        if not self.compared:
+            raise Unfit(f"its states differ by {apart:.1e}")
 
     def _states(
-        self, states: torch.Tensor, mask: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor
+        self, states: torch.Tensor, mask: torch.Tensor | None, angles: Sequence[torch.Tensor], past: Any = None
     ) -> torch.Tensor:
-        batch, length, width = states.shape
+        (batch, length, width), (cos, sin) = states.shape, (t.to(self.dtype) for t in angles)
         x = states.reshape(-1, width)
         heads = self.qkv(self.before(x).to(self.dtype)).view(batch, length, -1).split(self.qkv.sizes, -1)
         query, key, value = (part.view(batch, length, -1, self.size) for part in heads)
         query = _Rotated.apply(self.of_query(query).to(self.dtype), cos, sin)
-        key = _Rotated.apply(self.of_key(key).to(self.dtype), cos, sin)
+        key, value = _Rotated.apply(self.of_key(key).to(self.dtype), cos, sin), value.transpose(1, 2)
+        if past is not None:
+            key, value = past.update(key, value, self.index)
         if states.device.type == "cpu":
-            seen = _Attention.apply(query, key, value.transpose(1, 2), _bias(mask, length), self.scale)
+            seen = _Attention.apply(query, key, value, _bias(mask, length, key.shape[2]), self.scale)
         else:
-            seen = F.scaled_dot_product_attention(
-                query, key, value.transpose(1, 2), mask, is_causal=mask is None, scale=self.scale, enable_gqa=True
-            )
+            causal = {"is_causal": mask is None and length > 1}
+            seen = F.scaled_dot_product_attention(query, key, value, mask, **causal, scale=self.scale, enable_gqa=True)
         x = x + self.out(seen.transpose(1, 2).reshape(batch * length, -1))
-        x = x + self.down(_Gated.apply(self.gate_up(self.between(x).to(self.dtype)), self.act))
-        return x.view(batch, length, width)
+        parts = [x] if torch.is_grad_enabled() else x.split(ROWS)  # what stays in a processor's cache is faster
+        fed = [self.down(_Gated.apply(self.gate_up(self.between(part).to(self.dtype)), self.act)) for part in parts]
+        return (x + torch.cat(fed)).view(batch, length, width)
 
 
-def _bias(mask: torch.Tensor | None, length: int) -> torch.Tensor:
+def _bias(mask: torch.Tensor | None, length: int, whole: int) -> torch.Tensor:
     """What is added to scores, float32: 0 where a token may look, the least number where not."""
     least = torch.finfo(torch.float32).min
     if mask is None:
-        return torch.full((1, 1, length, length), least).triu(1)
+        return torch.full((1, 1, length, whole), least).triu(1 + whole - length)
     return mask.float() if mask.is_floating_point() else torch.zeros(mask.shape).masked_fill_(~mask, least)
 
 
-def _linear(module: nn.Module) -> nn.Linear:
-    """The frozen matrix of a linear module, with one plain LoRA or without."""
-    inner = module
+def _split(module: Any) -> tuple[nn.Linear, str | None]:
+    """The matrix of a linear module, and the name of the plain LoRA that is at work on it, if one is."""
+    inner, name = module, None
     if isinstance(module, LoraLinear):
-        name, *others = module.active_adapters or [""]
         inner = module.get_base_layer()
-        if others or module.merged or module.disable_adapters or module.lora_variant or module.lora_bias.get(name):
-            raise Unfit("its adapter is more than one plain LoRA")
-        if getattr(module.lora_dropout[name], "p", 0.0):
-            raise Unfit("its adapter has dropout")
-    if type(inner) is not nn.Linear or any(parameter.requires_grad for parameter in inner.parameters()):
-        raise Unfit("its weights are no plain frozen matrices")
-    return inner
+        if not module.merged and not module.disable_adapters:
+            name, *others = module.active_adapters
+            if others or module.lora_variant or module.lora_bias[name] or getattr(module.lora_dropout[name], "p", 0.0):
+                raise Unfit("its adapter is more than one plain LoRA without dropout")
+    if type(inner) is not nn.Linear:
+        raise Unfit("its weights are no plain matrices")
+    return inner, name
 
 
 @contextmanager
 def fused(model: nn.Module) -> Iterator[None]:
-    """Inside, decoder layers with something to train do it in the fused way; one sentence says where they do not."""
+    """Inside, the decoder's layers compute in the fused way, for training and for answers; those that do not say so."""
     dtype = base_model(model).dtype if precision() == "no" else DTYPES[precision()]
-    layers = [layer for layer in decoder_layers(model) if any(p.requires_grad for p in layer.parameters())]
-    said: set[str] = set()
+    layers = [layer for layer in decoder_layers(model) if "forward" not in vars(layer)]  # none inside another `fused`
+    made: dict[nn.Module, FusedLayer] = {}
+    said: list[Unfit] = []
 
     def stand_before(layer: nn.Module) -> None:
+        plain = layer.forward
+
         def forward(hidden_states: torch.Tensor, **named: Any) -> torch.Tensor:
-            if named.get("past_key_values") is not None:
-                return fast.plain(hidden_states, **named)
             try:
-                return fast(hidden_states, **named)
+                if layer not in made:  # those below a cache's boundary are never called, and cost nothing
+                    with torch.inference_mode(False):
+                        made[layer] = FusedLayer(layer, plain, dtype)
+                return made[layer](hidden_states, **named)
             except Unfit as unfit:
-                step_aside(layer, unfit)
-                return fast.plain(hidden_states, **named)
+                del layer.forward
+                if not said:
+                    tqdm.write(f"{type(layer).__name__} takes the plain path, which is slower: {unfit}")
+                said.append(unfit)
+                return plain(hidden_states, **named)
 
-        try:
-            fast = FusedLayer(layer, dtype)
-            layer.forward = forward
-        except Unfit as unfit:
-            step_aside(layer, unfit)
-
-    def step_aside(layer: nn.Module, unfit: Unfit) -> None:
-        vars(layer).pop("forward", None)
-        if not said:
-            tqdm.write(f"{type(layer).__name__} takes the plain path, which is slower: {unfit}")
-        said.add(str(unfit))
+        layer.forward = forward
 
     for layer in layers:
         stand_before(layer)
     try:
-        yield
+        with head_in(dtype, base_model(model).get_output_embeddings()):
+            yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)

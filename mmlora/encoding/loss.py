@@ -6,6 +6,8 @@ alone, and its softmax is turned into the gradient in place instead of being kep
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from mmlora.models.vlm import base_model
 
 IGNORED = -100  # the label that takes no part in the loss, torch's own convention
 EXACT, ROUNDED = 1e-3, 5e-2  # how far two ways to compute a loss may differ, in float32 and in half precision
+MULTIPLIED = "mmlora_multiplied"  # a head's attribute: its weight in the numbers that are multiplied, see `head_in`
 CHUNK = 512  # positions at a time: 512 x 49,152 float32 logits are 100 MB
 
 
@@ -59,9 +62,27 @@ def supervised_loss(
     supervised; position t predicts label t + 1, the only shift there is. The head must be frozen. `cap` bounds the
     logits where the architecture does (Gemma 2, arXiv 2408.00118).
     """
-    targets = labels[:, 1:]
+    targets, weight = labels[:, 1:], getattr(head, MULTIPLIED, head.weight)
     keep = targets != IGNORED
-    return _ProjectedCrossEntropy.apply(hidden[:, :-1][keep], head.weight, targets[keep], cap), int(keep.sum())
+    spoken = hidden[:, :-1][keep].to(weight.dtype)
+    return _ProjectedCrossEntropy.apply(spoken, weight, targets[keep], cap), int(keep.sum())
+
+
+@contextmanager
+def head_in(dtype: torch.dtype, head: nn.Module) -> Iterator[None]:
+    """Inside, the vocabulary projection's weight is at hand in `dtype`: none of it is converted at every token."""
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.dtype == dtype or hasattr(head, MULTIPLIED):
+        yield
+        return
+    with torch.inference_mode(False):
+        weight = head.weight.detach().to(dtype)
+    setattr(head, MULTIPLIED, weight)
+    head.forward = lambda hidden: nn.functional.linear(hidden.to(dtype), weight)
+    try:
+        yield
+    finally:
+        delattr(head, MULTIPLIED)
+        del head.forward
 
 
 def on_device(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -100,8 +121,9 @@ def needs_own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> bool:
     finally:
         for module in training:
             module.training = True
-    biased = getattr(inner.get_output_embeddings(), "bias", None) is not None
-    close = EXACT if inner.dtype == torch.float32 else ROUNDED
+    head = inner.get_output_embeddings()
+    biased = getattr(head, "bias", None) is not None
+    close = EXACT if getattr(head, MULTIPLIED, head.weight).dtype == torch.float32 else ROUNDED
     differs = tokens > 0 and not torch.isclose(ours, theirs, rtol=close, equal_nan=True)
     if biased or differs:
         print(

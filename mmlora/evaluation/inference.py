@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import TextStreamer
 
+from mmlora.adapters.fused import fused
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import on_device
 from mmlora.encoding.sample import Sample, collate, encode
@@ -73,7 +74,7 @@ def evaluating(vlm: VLM) -> Iterator[None]:
     training: list[torch.nn.Module] = [m for m in vlm.model.modules() if m.training]
     vlm.model.eval()
     try:
-        with torch.inference_mode(), mixed(vlm.model.device):
+        with torch.inference_mode(), mixed(vlm.model.device), fused(vlm.model):
             yield
     finally:
         for module in training:

@@ -128,7 +128,7 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         use_cache=None,
         **unused,
     ):
-        """Hidden states (batch, length, hidden) after the final norm, and the KV cache."""
+        """Hidden states (batch, length, hidden) after the final norm, first, and the KV cache."""
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         visual = self.get_image_features(pixel_values) if pixel_values is not None and not seen else None
         if visual is None and (input_ids == self.config.image_token_id).any():
@@ -137,14 +137,13 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
             )
         if position_ids is None and attention_mask is not None:  # or else padding on the left would shift the text
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        output = self.language_model(
+        return self.language_model(
             inputs_embeds=self.embed(input_ids, visual),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
         )
-        return output.last_hidden_state, output.past_key_values
 
 
 def _as_multiplied(module, inputs, angles):
@@ -188,7 +187,8 @@ class SmolBridgeForConditionalGeneration(SmolBridgePreTrainedModel, GenerationMi
         **unused,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, kept, vocabulary); with `labels` (-100 = not supervised) also the mean loss, shifted once."""
-        hidden, past = self.model(input_ids, attention_mask, pixel_values, position_ids, past_key_values, use_cache)
+        said = self.model(input_ids, attention_mask, pixel_values, position_ids, past_key_values, use_cache)
+        hidden, past = said.last_hidden_state, said.past_key_values
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         logits = self.lm_head(hidden[:, kept] if not isinstance(kept, int) else hidden)
         loss = None

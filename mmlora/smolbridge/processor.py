@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import make_flat_list_of_images
 
 from mmlora.problems.pictures import rgb
 
@@ -26,12 +27,12 @@ class SmolBridgeProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     def __call__(self, images=None, text=None, *, padding=False, padding_side=None, return_tensors="pt", **kwargs):
-        """`images`: a list of PIL pictures, one for each `<image>` in `text`, in order.
+        """`images`: a list of PIL pictures, or one such list a text; one for each `<image>` in `text`, in order.
 
         Raises ValueError when the counts differ. Nothing is ever truncated.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+        pictures = [] if images is None else make_flat_list_of_images(images)
         marks = sum(t.count(IMAGE_TOKEN) for t in texts)
         if marks != len(pictures):
             raise ValueError(f"the text has {marks} {IMAGE_TOKEN} marks but {len(pictures)} pictures came with it")
