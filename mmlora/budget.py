@@ -33,6 +33,11 @@ class Budget:
         """None means all: a score on a part of ScienceQA's test split is no row beside the published ones."""
         return max(48, round(30 * self.minutes)) if self.minutes < WHOLE_SPLITS else None
 
+    @property
+    def probe_problems(self) -> int:
+        """Validation problems at each moment of a `Probe`: a minute in sixty, and none where that makes too few to tell."""
+        return min(96, round(2 * self.minutes)) if self.minutes >= WHOLE_SPLITS else 0
+
     def elapsed(self) -> float:
         """Minutes since the budget began, and what was added."""
         return (perf_counter() - self.started) / 60 + self.added

@@ -21,15 +21,18 @@ from mmlora.evaluation.answering import SPOKEN, evaluate
 from mmlora.evaluation.controls import blanked, majority_class
 from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.scores import Method, Prediction, save_predictions, score
+from mmlora.models import processes
 from mmlora.models.precision import choose
 from mmlora.models.vlm import decoder_layers
 from mmlora.problems.load import licence, load_problems
 from mmlora.problems.record import Problem
+from mmlora.problems.rows import DataError
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
 from mmlora.training.fit import fit
 from mmlora.training.log import TrainingError, TrainLog
+from mmlora.training.probe import Probe
 from mmlora.training.settings import TrainingSet
 
 BASE_METHOD: Method = (
@@ -63,7 +66,8 @@ class Experiment:
         self.cache()
         self.fit()
         metrics = self.score()
-        self.explain()
+        if processes.first():
+            self.explain()
         return metrics
 
     def load_problems(self) -> None:
@@ -79,7 +83,8 @@ class Experiment:
     def load_model(self) -> None:
         """The frozen base with its processor: `vlm`."""
         chosen = self.settings
-        self.vlm = load_vlm(chosen.model, side=chosen.side, revision=chosen.revision, four_bit=chosen.four_bit)
+        with processes.one_first():
+            self.vlm = load_vlm(chosen.model, side=chosen.side, revision=chosen.revision, four_bit=chosen.four_bit)
         self.vlm.model.requires_grad_(False)
 
     def baselines(self) -> None:
@@ -133,7 +138,9 @@ class Experiment:
     def fit(self) -> TrainLog:
         """Train for what the budget leaves: `log`. Taken again, it begins anew and keeps the earlier training aside."""
         if self.log is not None:
-            self._put_aside()
+            if processes.first():
+                self._put_aside()
+            processes.wait()
             if self.settings.train_connector:  # which was trained in place
                 self.load_model()
             self.attach()
@@ -142,7 +149,9 @@ class Experiment:
         if minutes is None and chosen.steps is None:
             minutes = self.budget.training_minutes(self.reserve() if self.reserved is None else self.reserved)
         with self.budget.watch("train"):
-            self.log = fit(self.model, self.samples, chosen.training(minutes), self.folder, resume=self.resume)
+            self.log = fit(
+                self.model, self.samples, chosen.training(minutes), self.folder, resume=self.resume, probe=self._probe()
+            )
         self.budget.add("train", self.log.seconds_before / 60)  # what a session before this one spent
         self.resume = False
         return self.log
@@ -156,6 +165,8 @@ class Experiment:
             self.predictions, self.blank_predictions = self._answer(self.test), self._answer(unseen)
         self.scores, self.blank = score(self.test, self.predictions), score(unseen, self.blank_predictions)
         metrics = self._metrics(self.log)
+        if not processes.first():
+            return metrics
         metrics.save(self.folder / "metrics.json")
         save_predictions(self.predictions, self.folder / "predictions.jsonl")
         save_predictions(self.blank_predictions, self.folder / "blank_predictions.jsonl")
@@ -171,17 +182,39 @@ class Experiment:
         keep_examples(self.folder, self.test, self.predictions, self.maps)
         return chosen
 
+    def _probe(self) -> Probe | None:
+        """Answers to a few validation problems while training, where the data has such a split and the minutes allow."""
+        wanted = self.settings.probe_problems
+        wanted = self.budget.probe_problems if wanted is None else wanted
+        if not wanted:
+            return None
+        try:
+            problems = load_problems(
+                self.settings.data, "validation", wanted, missing_images=self.settings.missing_images
+            )
+        except DataError as error:
+            print(f"no accuracy on the way: {error}")
+            return None
+
+        def measure() -> dict:
+            said = self._answer(problems, progress=False)
+            return {"correct": sum(answer.correct for answer in said), "n": len(said)}
+
+        return Probe(measure)
+
     def _reply_lengths(self) -> list[int]:
         """Tokens of every reply that is taught, end token included, ascending."""
         replies = self.vlm.processor.tokenizer([c.reply for c in self.taught], add_special_tokens=False)["input_ids"]
         return sorted(len(tokens) + 1 for tokens in replies)
 
-    def _answer(self, problems: list[Problem]) -> list[Prediction]:
+    def _answer(self, problems: list[Problem], progress: bool = True) -> list[Prediction]:
         together = (
             TOGETHER if self.settings.method in SPOKEN else TOGETHER // 4
         )  # the others repeat a row for each choice
         tokens = self.reply_lengths[-1] + SPARE
-        return evaluate(self.learner, problems, self.settings.method, batch_size=together, max_new_tokens=tokens)
+        return evaluate(
+            self.learner, problems, self.settings.method, batch_size=together, max_new_tokens=tokens, progress=progress
+        )
 
     def _put_aside(self) -> None:
         earlier = self.folder / f"training-{1 + len(list(self.folder.glob('training-*')))}"

@@ -36,9 +36,11 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
         import papermill
     except ImportError as error:
         raise RunError(f"{error.name} is not installed; run: python -m pip install papermill nbconvert") from error
+    from mmlora.models import processes
     from mmlora.reporting.page import html_report
-    from mmlora.reporting.tables import headline
 
+    if processes.count() > 1:
+        return _together(settings, out, resume)
     folder = Path(out).resolve() if out else new_run()
     _check(folder, resume)
     executed = folder / NOTEBOOK
@@ -61,13 +63,38 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
             f"{executed}; when the cause is mended, go on with: {settings.command()} --out {folder} --resume"
         ) from error
     nbformat.write(tidied(nbformat.read(executed, as_version=4)), executed)
+    _finish(folder, html_report(folder), executed)
+    return folder
+
+
+def _together(settings: Settings, out: Path | str | None, resume: bool) -> Path:
+    """The same run by several processes, which `accelerate launch` started: without the notebook, which is one's alone."""
+    from mmlora.experiment import Experiment
+    from mmlora.models import processes
+    from mmlora.reporting.page import html_report
+
+    folder = Path(processes.said(str(Path(out).resolve() if out else new_run())))
+    if processes.first():
+        _check(folder, resume)
+        print(f"a run of {settings.minutes:g} minutes by {processes.count()} processes, into {folder}\n", flush=True)
+    processes.wait()
+    Experiment(settings, folder, resume=resume).run()
+    if processes.first():
+        _finish(folder, html_report(folder))
+    processes.wait()
+    return folder
+
+
+def _finish(folder: Path, report: Path, executed: Path | None = None) -> None:
+    """Remove what can be made anew, and say where the rest is."""
+    from mmlora.reporting.tables import headline
+
     shutil.rmtree(folder / "cache", ignore_errors=True)  # hundreds of megabytes that can be made anew in minutes
-    report = html_report(folder)
+    notebook = f"notebook  {executed}\n" if executed else ""
     print(
-        f"\n{headline(folder)}\n\nnotebook  {executed}\nreport    {report}\nmetrics   {folder / 'metrics.json'}\n"
+        f"\n{headline(folder)}\n\n{notebook}report    {report}\nmetrics   {folder / 'metrics.json'}\n"
         f"adapter   {folder / 'adapter'}"
     )
-    return folder
 
 
 def _check(folder: Path, resume: bool) -> None:

@@ -13,6 +13,7 @@ from tinyvlm import picture
 from mmlora import experiment, load_vlm
 from mmlora.evaluation.answering import evaluate
 from mmlora.experiment import Experiment
+from mmlora.problems.load import load_problems
 from mmlora.reporting.page import html_report
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
@@ -166,6 +167,28 @@ def test_missing_pictures_can_be_read_as_text(model, tmp_path, capsys):
     run = begin(model, data, tmp_path / "run", missing_images="text-only")
     run.load_problems()
     assert run.train[1].image is None and "1 of 18 pictures are missing" in capsys.readouterr().out
+
+
+def test_validation_problems_are_answered_on_the_way(model, own_folder, tmp_path, capsys):
+    run = begin(model, own_folder, tmp_path / "run", method="likelihood", probe_problems=5)
+    for step in (run.load_problems, run.load_model, run.attach, run.cache):
+        step()
+    log = run.fit()
+    found = [record["validation"] for record in log.records if "validation" in record]
+    assert [probe["n"] for probe in found] == [5, 5, 5, 5]  # two of the five moments fall into the first of four steps
+    validation = load_problems(own_folder, "validation", 5)
+    said = evaluate(run.learner, validation, "likelihood", progress=False)
+    assert found[-1]["correct"] == sum(answer.correct for answer in said)  # after the last step
+
+
+def test_data_without_validation_problems_has_no_accuracy_on_the_way(model, tmp_path, capsys):
+    write_problems(tmp_path, pictures=False)
+    (tmp_path / "validation.jsonl").unlink()
+    run = begin(model, str(tmp_path), tmp_path / "run", method="likelihood", probe_problems=5)
+    for step in (run.load_problems, run.load_model, run.attach, run.cache):
+        step()
+    assert not any("validation" in record for record in run.fit().records)
+    assert "no accuracy on the way: " in capsys.readouterr().out
 
 
 def test_the_reserve_for_scoring_follows_from_a_timed_trial(model, own_folder, tmp_path, monkeypatch):

@@ -288,6 +288,17 @@ def test_the_learning_curve_is_smooth_in_minutes():
     assert plots.learning_curve(records[:1]).axes[0].lines[1].get_ydata().tolist() == [3]
 
 
+def test_accuracies_on_the_way_stand_on_the_learning_curve():
+    records = [{"seconds": 60 * i, "loss": 2.0, "learning_rate": 0.1} for i in range(4)]
+    records[1]["validation"], records[3]["validation"] = {"correct": 5, "n": 20}, {"correct": 15, "n": 20}
+    upper, _, right = plots.learning_curve(records).axes
+    (line,) = [line for line in right.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
+    assert line.get_xdata().tolist() == [1, 3] and line.get_ydata().tolist() == [25, 75]
+    assert right.get_ylabel() == "right of 20 validation problems (%)"
+    low, high = right.collections[0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx(Share(5, 20).ci95)
+
+
 # -- galleries ---------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ CHANGED = (
     {},
     {"towers": ("vision", "language"), "train_connector": True, "first_layer": 3, "format": "QCM-LEA", "fused": False},
     {"targets": ("q_proj", "v_proj"), "four_bit": True, "revision": "v1.0", "precision": "bfloat16", "side": 384},
-    {"steps": 12, "method": "likelihood", "split": "validation", "missing_images": "text-only", "alpha": 8},
+    {"steps": 12, "probe_problems": 32, "method": "likelihood", "split": "validation", "missing_images": "text-only", "alpha": 8},
     {
         "train_minutes": 7.5,
         "train_problems": 64,
@@ -42,13 +42,14 @@ def test_every_field_is_changed_in_one_of_these():
     ({"missing_images": "skip"}, "missing_images is 'skip'; it can be error, text-only"),
     ({"towers": ("language", "visual")}, "no tower is called 'visual'; there are vision, connector, language"),
     ({"steps": 10, "train_minutes": 5.0}, "steps and train_minutes are both given"),
+    ({"probe_problems": -1}, "probe_problems is -1; give 0 for none"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_sentence(changes, message):
     with pytest.raises(SettingsError, match=message):
         Settings.of(changes)
 
 
-NUMBERS = [each.name for each in fields(Settings) if each.name not in ("seed", "first_layer") and
+NUMBERS = [each.name for each in fields(Settings) if each.name not in ("seed", "first_layer", "probe_problems") and
            ("int" in str(each.type) or "float" in str(each.type))]  # fmt: skip
 
 
@@ -60,8 +61,8 @@ def test_numbers_are_above_0(name):
             Settings.of({name: value})
 
 
-@pytest.mark.parametrize("name", ["seed", "first_layer"])
-def test_a_seed_and_a_layer_may_be_0(name):
+@pytest.mark.parametrize("name", ["seed", "first_layer", "probe_problems"])
+def test_a_seed_a_layer_and_no_probe_may_be_0(name):
     assert getattr(Settings.of({name: 0}), name) == 0
 
 

@@ -17,6 +17,7 @@ from mmlora.training.checkpoint import newest
 from mmlora.training.fit import fit
 from mmlora.training.log import Journal, TrainingError
 from mmlora.training.order import batches, schedule
+from mmlora.training.probe import Probe
 from mmlora.training.settings import TrainSettings
 
 QUICK = replace(tiny.SETTINGS, steps=4, checkpoint_minutes=5)
@@ -302,8 +303,8 @@ def scaled(monkeypatch):
         class OnACard(training.Accelerator):
             mixed_precision = "fp16"
 
-            def __init__(self, mixed_precision):
-                super().__init__()
+            def __init__(self, mixed_precision, cpu):
+                super().__init__(cpu=cpu)
                 self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3), True
 
         monkeypatch.setattr(training, "Accelerator", OnACard)
@@ -445,3 +446,58 @@ def test_trackio_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trackio", None)
     with pytest.raises(TrainingError, match="pip install trackio"):
         log.trackio_reporter("project", "run")
+
+
+# Answers on the way.
+
+
+class Asked:
+    """A probe's measure that notes after how many steps it was asked."""
+
+    def __init__(self, model, took: float = 0.0, clock=None):
+        self.at, self.model, self.took, self.clock = [], model, took, clock
+
+    def __call__(self) -> dict:
+        self.at.append(sum(p.abs().sum().item() for p in self.model.parameters() if p.requires_grad))
+        if self.clock:
+            self.clock.now += self.took
+        self.model.eval()
+        return {"correct": len(self.at), "n": 10}
+
+
+def test_a_probe_is_taken_at_its_moments_and_changes_nothing(tmp_path):
+    model, other = tiny.adapted(), tiny.adapted()
+    asked = Asked(model)
+    settings = replace(tiny.SETTINGS, steps=20)
+    probed = fit(model, tiny.Tokens(), settings, tmp_path / "probed", probe=Probe(asked, (0.1, 0.5, 0.95)))
+    plain = fit(other, tiny.Tokens(), settings, tmp_path / "plain")
+    found = {record["step"]: record["validation"] for record in probed.records if "validation" in record}
+    assert found == {n: {"correct": i, "n": 10} for i, n in enumerate((2, 10, 19), start=1)}
+    assert len(set(asked.at)) == 3  # of the model as it was then
+    assert [record["loss"] for record in probed.records] == [record["loss"] for record in plain.records]
+    assert json.loads((tmp_path / "probed" / "log.jsonl").read_text().splitlines()[9])["validation"] == found[10]
+
+
+def test_a_probes_time_counts(monkeypatch, tmp_path):
+    clock = Clock(monkeypatch, 1.0)
+    model = tiny.adapted()
+    asked = Asked(model, 20.0, clock)
+    settings = replace(tiny.SETTINGS, steps=None, minutes=2)
+    log = fit(model, clock.source(), settings, tmp_path, probe=Probe(asked, (0.1, 0.5)))
+    assert len(asked.at) == 2 and 100 < log.seconds <= 120
+    assert log.records[-1]["step"] < 60  # of some 75 without
+
+
+def test_a_resumed_run_takes_the_probes_that_are_left(tmp_path):
+    shares, settings = (0.2, 0.4, 0.9), replace(tiny.SETTINGS, steps=10, checkpoint_minutes=0)
+
+    def stop(record):
+        if record["step"] == 5:
+            raise KeyboardInterrupt
+
+    model = tiny.adapted()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, tiny.Tokens(), settings, tmp_path, on_step=stop, probe=Probe(Asked(model), shares))
+    model = tiny.adapted()
+    log = fit(model, tiny.Tokens(), settings, tmp_path, resume=True, probe=Probe(Asked(model), shares))
+    assert [r["step"] for r in log.records if "validation" in r] == [2, 4, 9]

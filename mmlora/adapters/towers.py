@@ -78,3 +78,12 @@ def gradient_norms(model: nn.Module) -> dict[Tower, float]:
             gradient = 0.0 if parameter.grad is None else parameter.grad.float().norm().item()
             squares[tower] = squares.get(tower, 0.0) + gradient**2
     return {tower: math.sqrt(square) for tower, square in squares.items()}
+
+
+def training_mode(model: nn.Module) -> None:
+    """Dropout on where something trains; frozen towers compute exactly as in inference, so they can be cached."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from mmlora.encoding.loss import batch_loss, on_device
 from mmlora.encoding.sample import Sample, collate
 from mmlora.encoding.samples import Samples, without_pixels
 from mmlora.errors import MMLoraError
+from mmlora.models import processes
 from mmlora.models.memory import give_back, in_parts
 from mmlora.models.precision import mixed, precision
 from mmlora.models.vlm import base_model, decoder_layers
@@ -97,26 +98,33 @@ class PrefixCache:
                 f"adapter begin at layer {len(deep)} or later, or train without the prefix cache"
             )
         key = _key(model, samples, first)
-        if found := cls._found(folder, key, samples):
+        found = cls._found(folder, key, samples)
+        processes.wait()
+        if found:
             return found
         aside, training = folder.with_name(folder.name + ".part"), model.training
         try:
             if others := [p.name for p in folder.iterdir() if p.name not in FILES] if folder.exists() else []:
                 raise CacheError(f"{folder} holds {others[0]}, so it is no prefix cache: name a new folder for it")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            if processes.first():
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+            processes.wait()
             if not _fill(model.eval(), samples, first, aside, key):
                 print("some states are too large for float16; keeping all of them in bfloat16, which has fewer digits")
                 _fill(model, samples, first, aside, key, torch.bfloat16)
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.replace(folder)
+            if processes.first():
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.replace(folder)
+            processes.wait()
         except OSError as error:
             raise CacheError(
                 f"could not write the prefix cache to {folder}: {error.strerror or error}; free some space or use fewer "
                 "training problems"
             ) from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if processes.first():
+                shutil.rmtree(aside, ignore_errors=True)
             model.train(training)
         return cls(folder, json.loads((folder / "manifest.json").read_text()), samples)
 
@@ -217,14 +225,41 @@ def _key(model: nn.Module, samples: Samples, first: int) -> str:
     return digest.hexdigest()
 
 
-@torch.inference_mode()
 def _fill(
     model: nn.Module, samples: Samples, first: int, folder: Path, key: str, dtype: torch.dtype = torch.float16
 ) -> bool:
-    """Write the states of all samples; False, and an unfinished folder, where one is too large for `dtype`."""
-    width, kept = base_model(model).config.get_text_config().hidden_size, []
+    """Write the states of all samples; False, and an unfinished folder, where one is too large for `dtype`.
+
+    Every process writes a stretch of the samples, and the first one joins them.
+    """
     if base_model(model).dtype == torch.bfloat16:
         dtype = torch.bfloat16
+    number, width = processes.count(), base_model(model).config.get_text_config().hidden_size
+    ends = [len(samples) * i // number for i in range(number + 1)]
+    stretch = range(ends[processes.index()], ends[processes.index() + 1])
+    with open(folder / f"hidden-{processes.index()}", "wb") as file:
+        kept = _written(model, samples, stretch, first, file, width, dtype)
+    stretches = processes.gathered(kept)
+    if any(part is None for part in stretches):
+        return False
+    if processes.first():
+        (folder / "hidden-0").replace(folder / "hidden")
+        with open(folder / "hidden", "ab") as whole:
+            for part in (folder / f"hidden-{i}" for i in range(1, number)):
+                whole.write(part.read_bytes())
+                part.unlink()
+        rows.write([sample for part in stretches for sample in part or ()], folder / "rows.safetensors")
+        manifest = {"key": key, "boundary": first, "width": width, "dtype": str(dtype).removeprefix("torch.")}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    return True
+
+
+@torch.inference_mode()
+def _written(
+    model: nn.Module, samples: Samples, stretch: range, first: int, file: BinaryIO, width: int, dtype: torch.dtype
+) -> list[Sample] | None:
+    """Write the states of this stretch in order; its rows, or None where a state is too large for `dtype`."""
+    kept: list[Sample] = []
 
     def prefix(part: Sequence[tuple[int, Sample]]) -> torch.Tensor:
         batch = on_device(model, collate([sample for _, sample in part]))
@@ -232,9 +267,9 @@ def _fill(
         with mixed(batch["input_ids"].device):
             return _lower(model, batch, first).cpu()
 
-    with open(folder / "hidden", "wb") as file, tqdm(total=len(samples), desc="frozen prefix", unit="sample") as bar:
-        for window in range(0, len(samples), WINDOW):
-            encoded = [samples[i] for i in range(window, min(window + WINDOW, len(samples)))]
+    with tqdm(total=len(stretch), desc="frozen prefix", unit="sample", disable=not processes.first()) as bar:
+        for window in range(0, len(stretch), WINDOW):
+            encoded = [samples[i] for i in stretch[window : window + WINDOW]]
             starts = file.tell() // (2 * width) + np.concatenate([[0], np.cumsum([len(s) for s in encoded])])
             placed = sorted(zip(starts.tolist(), encoded), key=lambda pair: len(pair[1]))
             for part, hidden in in_parts(prefix, placed, BATCH):
@@ -242,7 +277,7 @@ def _fill(
                     raise _not_finite([sample for _, sample in part], hidden.dtype)
                 hidden = hidden.to(dtype)
                 if not hidden.isfinite().all():
-                    return False
+                    return None
                 for (start, sample), states in zip(part, hidden.view(torch.int16).numpy()):
                     file.seek(start * width * 2)
                     file.write(states[: len(sample)].tobytes())
@@ -250,10 +285,7 @@ def _fill(
                 give_back()
             file.seek(int(starts[-1]) * width * 2)
             kept += [without_pixels(sample) for sample in encoded]
-    rows.write(kept, folder / "rows.safetensors")
-    manifest = {"key": key, "boundary": first, "width": width, "dtype": str(dtype).removeprefix("torch.")}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return True
+    return kept
 
 
 def _not_finite(part: Sequence[Sample], dtype: torch.dtype) -> CacheError:

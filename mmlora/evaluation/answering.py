@@ -22,6 +22,7 @@ from mmlora.errors import MMLoraError
 from mmlora.evaluation.inference import evaluating, generate
 from mmlora.evaluation.likelihood import log_likelihoods
 from mmlora.evaluation.scores import Method, Prediction
+from mmlora.models import processes
 from mmlora.models.memory import give_back, in_parts
 from mmlora.models.vlm import VLM
 from mmlora.problems.record import LETTERS, Problem
@@ -48,7 +49,7 @@ def evaluate(
     max_new_tokens: int = 192,
     progress: bool = True,
 ) -> list[Prediction]:
-    """Answer every problem, in the given order.
+    """Answer every problem, in the given order; several processes answer a share each, and all get all answers.
 
     - `likelihood`: the choice whose answer sentence has the highest summed log-probability after the prompt.
     - `letter`: the choice whose letter has the highest log-probability as the next token.
@@ -63,6 +64,20 @@ def evaluate(
     """
     if method not in get_args(Method):
         raise EvaluationError(f"no scoring method is called {method!r}; there are {', '.join(get_args(Method))}")
+    share = processes.mine(problems)
+    return processes.together(_answered(vlm, share, method, batch_size, shuffle_seed, max_new_tokens, progress))
+
+
+def _answered(
+    vlm: VLM,
+    problems: Sequence[Problem],
+    method: Method,
+    batch_size: int,
+    shuffle_seed: int | None,
+    max_new_tokens: int,
+    progress: bool,
+) -> list[Prediction]:
+    """What `evaluate` promises, of this process's share."""
     orders = [_order(problem, shuffle_seed) for problem in problems]
     shown = [problem.reordered(order) for problem, order in zip(problems, orders)]
     answers: dict[int, Prediction] = {}
@@ -72,7 +87,10 @@ def evaluate(
         batch = [shown[i] for i in rows]
         return _speak(vlm, batch, method, max_new_tokens) if method in SPOKEN else (_choose(vlm, batch, method), 0)
 
-    with evaluating(vlm), tqdm(total=len(shown), desc=method, unit="problem", disable=not progress) as bar:
+    with (
+        evaluating(vlm),
+        tqdm(total=len(shown), desc=method, unit="problem", disable=not (progress and processes.first())) as bar,
+    ):
         for rows, (found, unfinished) in in_parts(answer, _longest_first(shown), batch_size):
             cut += unfinished
             if method == "official":
@@ -86,12 +104,12 @@ def evaluate(
     if cut:
         warnings.warn(
             f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
-            stacklevel=2,
+            stacklevel=3,
         )
     if guessed:
         warnings.warn(
             f"{guessed} of {len(problems)} answers named no letter and were guessed, as the official scorer does",
-            stacklevel=2,
+            stacklevel=3,
         )
     return [answers[i] for i in range(len(problems))]
 

@@ -39,10 +39,12 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict:
-    """The machine in words: system, cpu, cores this process may use, memory_gb, gpu (None without one), precision."""
+    """The machine in words: system, cpu, cores this process may use, memory_gb, gpu (None without one), precision;
+    processes, where several shared the work."""
     import psutil
     import torch
 
+    from mmlora.models import processes
     from mmlora.models.precision import products
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -56,6 +58,7 @@ def machine() -> dict:
         "memory_gb": round(psutil.virtual_memory().total / GB, 1),
         "gpu": gpu,
         "precision": products(),
+        **({"processes": processes.count()} if processes.count() > 1 else {}),
     }
 
 

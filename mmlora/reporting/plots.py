@@ -78,7 +78,8 @@ def _plain(axes: Axes) -> None:
 def learning_curve(records: Sequence[Mapping]) -> Figure:
     """Loss per supervised token over minutes, with its running mean, and the learning rate below.
 
-    `records` are the training log's lines: `seconds`, `loss` and `learning_rate` are read.
+    `records` are the training log's lines: `seconds`, `loss` and `learning_rate` are read, and `validation` where a probe
+    was taken: its accuracies with their 95 % intervals stand on an axis of their own.
     """
     minutes = np.array([r["seconds"] for r in records]) / 60
     loss = np.array([r["loss"] for r in records], dtype=float)
@@ -90,6 +91,13 @@ def learning_curve(records: Sequence[Mapping]) -> Figure:
     upper.yaxis.set_major_formatter("{x:g}")
     upper.grid(axis="y", which="both", alpha=0.25)
     upper.legend(frameon=False)
+    if probes := [(r["seconds"] / 60, r["validation"]) for r in records if "validation" in r]:
+        right = upper.twinx()
+        shares = [Share(probe["correct"], probe["n"]) for _, probe in probes]
+        right.errorbar(
+            [minute for minute, _ in probes], [_accuracy(s) for s in shares], _reach(shares), fmt="o-", color=ORANGE
+        )
+        right.set(ylim=(0, 100), ylabel=f"right of {shares[0].n} validation problems (%)")
     lower.plot(minutes, [r["learning_rate"] for r in records], color=GREEN)
     lower.set(xlabel="training time (minutes)", ylabel="learning rate")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

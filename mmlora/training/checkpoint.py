@@ -25,6 +25,7 @@ from torch import nn
 from mmlora.errors import MMLoraError
 
 KEEP = 2  # the newest, and one more in case the newest turns out damaged
+RANDOM = ("random.safetensors", "random.json")  # the random states of a process
 _NAME, _ASIDE = "checkpoint-", ".tmp-"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,13 +23,15 @@ from torch import nn
 
 from mmlora.adapters.fused import fused
 from mmlora.adapters.lora import AdapterError
-from mmlora.adapters.towers import Tower, gradient_norms
+from mmlora.adapters.towers import Tower, gradient_norms, training_mode
+from mmlora.models import processes
 from mmlora.models.memory import give_back
 from mmlora.models.precision import attention, precision
 from mmlora.training import checkpoint, resume
 from mmlora.training.clock import Clock
 from mmlora.training.log import Journal, TrainingError, TrainLog
 from mmlora.training.order import batches, schedule
+from mmlora.training.probe import Probe
 from mmlora.training.settings import TrainingSet, TrainSettings
 
 PATIENCE = 16  # steps in which each tower that trains must get a gradient
@@ -43,20 +45,21 @@ def fit(
     *,
     resume: bool = False,
     on_step: Callable[[dict], None] | None = None,
+    probe: Probe | None = None,
 ) -> TrainLog:
     """Train in place whatever `requires_grad` in `model`, and leave it in evaluation mode.
 
     `folder` receives `log.jsonl` and checkpoints. With `resume`, training goes on from the newest verified checkpoint
     there, or begins when there is none; a time budget counts the part before the interruption. `on_step` receives each
-    record. Seeds the global random generators.
+    record, and what `probe` found stands in the record of its moment as `validation`. Seeds the global random generators.
     Raises `TrainingError`, `CheckpointError` (made by another run, or the disk is full before the first step) and
     `AdapterError` (a tower without gradient).
     """
-    run = _Run(model, data, settings, Path(folder))
+    run = _Run(model, data, settings, Path(folder), probe)
     try:
         run.begin(resume)
         with fused(run.model) if settings.fused else nullcontext():
-            while run.clock.time_for_a_step(run.place.step):
+            while run.goes_on():
                 record = run.step()
                 if on_step:
                     on_step(record)
@@ -80,22 +83,22 @@ class _Place:
 class _Run:
     """One `fit`: model, optimizer, clock, place and journal."""
 
-    def __init__(self, model: nn.Module, data: TrainingSet, settings: TrainSettings, folder: Path):
+    def __init__(
+        self, model: nn.Module, data: TrainingSet, settings: TrainSettings, folder: Path, probe: Probe | None = None
+    ):
         self.clock = Clock(settings)
-        self.data, self.settings, self.folder = data, settings, folder
+        self.data, self.settings, self.folder, self.probe = data, settings, folder, probe
         if not len(data):
             raise TrainingError("the training set has no samples; give it at least one")
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise TrainingError("nothing in this model is trainable; attach an adapter first")
-        self.accelerator = Accelerator(mixed_precision=precision())
-        if self.accelerator.num_processes > 1:
-            raise TrainingError("training runs in one process; start it without `accelerate launch`")
+        self.accelerator = Accelerator(mixed_precision=precision(), cpu=processes.on_processor())
         self.model = model.to(self.accelerator.device)
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         )
-        self.place, self.journal = _Place(), Journal(folder)
+        self.place, self.journal = _Place(), Journal(folder, quiet=not processes.first())
         self.micro = (
             settings.micro_batch_size or settings.batch_size
         )  # samples a forward pass; halved where they do not fit
@@ -107,25 +110,31 @@ class _Run:
     # The steps.
 
     def begin(self, resume: bool):
-        found = checkpoint.newest(self.folder)
+        found = processes.said(checkpoint.newest(self.folder) if processes.first() else None)
         if found and not resume:
             raise TrainingError(f"{found.path} is of an earlier run; resume it or choose another folder")
-        set_seed(self.settings.seed)
-        _training_mode(self.model)
+        set_seed(self.settings.seed, device_specific=True)  # each process drops other units
+        training_mode(self.model)
         if found:
             self.resume_from(found)
         else:
             self.save(must=True)  # a disk that is full should say so before an hour is spent
             self.journal.open([])
 
+    def goes_on(self) -> bool:
+        """Whether there is time for one more step, by the first process's clock."""
+        step = self.place.step
+        time_left, self.share = processes.agreed(self.clock.time_for_a_step(step), self.clock.share(step))
+        return bool(time_left)
+
     def step(self) -> dict:
         place, clock = self.place, self.clock
         began = clock.seconds()
-        rate = self.settings.learning_rate * schedule(clock.share(place.step), self.settings.warmup_share)
+        rate = self.settings.learning_rate * schedule(self.share, self.settings.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.next_batch()
-        loss, tokens = self.backward(batch)
+        loss, tokens = self.backward(processes.mine(batch))
         by_tower = None if self.all_reached else self.reached()
         norm = self.clip(batch)
         self.optimizer.step()
@@ -147,8 +156,14 @@ class _Run:
             norms = ", ".join(f"{tower} {value:.3g}" for tower, value in by_tower.items())
             self.journal.say(f"gradient norm at step {place.step}: {norms}")
         clock.recent.append(clock.seconds() - began)
-        self.journal.write(record, clock.share(place.step), clock.seconds_left(place.step))
-        if clock.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes:
+        share, late = processes.agreed(
+            clock.share(place.step), clock.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes
+        )
+        if self.probe and self.probe.due(share, sum("validation" in r for r in self.journal.records)):
+            record["validation"] = self.probe.measure()
+            training_mode(self.model)
+        self.journal.write(record, share, clock.seconds_left(place.step))
+        if late:
             self.save()
         return record
 
@@ -164,13 +179,13 @@ class _Run:
     def epoch_order(self) -> list[list[int]]:
         return batches(self.data.lengths, self.settings.batch_size, self.settings.seed, self.place.epoch)
 
-    def backward(self, batch: list[int]) -> tuple[float, int]:
-        """Gradients of the mean loss over the batch's supervised tokens; returns that loss and their number.
+    def backward(self, batch: Sequence[int]) -> tuple[float, int]:
+        """Gradients of the mean loss over all processes' supervised tokens; returns that loss and their number.
 
         A batch that does not fit in memory is taken in halves from then on: more forward passes, the same step.
         """
         while True:
-            size = min(self.micro, len(batch))
+            size = max(1, min(self.micro, len(batch)))  # a process may have none of a small batch
             try:
                 total, tokens = self.accumulate([batch[at : at + size] for at in range(0, len(batch), size)])
                 break
@@ -189,13 +204,14 @@ class _Run:
                 f"out of memory: from now on {self.micro} samples a forward pass; a step still takes "
                 f"{self.settings.batch_size}"
             )
-        if tokens == 0:
+        total, supervised = processes.add_up(self.parameters, total, tokens)
+        if supervised == 0:
             raise TrainingError(f"no token of the samples {self.names(batch)} is supervised; check their labels")
         self.accelerator.unscale_gradients()
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad.div_(tokens)
-        return total / tokens, tokens
+                parameter.grad.div_(supervised)
+        return total / supervised, int(supervised)
 
     def reached(self) -> dict[Tower, float] | None:
         """The gradient's norm by tower, once every tower has one; None until then, for a batch may hold no picture.
@@ -212,12 +228,12 @@ class _Run:
             )
         return norms if self.all_reached else None
 
-    def accumulate(self, parts: list[list[int]]) -> tuple[float, int]:
+    def accumulate(self, parts: list[Sequence[int]]) -> tuple[float, int]:
         """Add up the gradients of the summed losses of `parts`."""
         total, tokens = 0.0, 0
         for part in parts:
             with self.accelerator.autocast(), attention(self.accelerator.device):
-                loss_sum, supervised = self.data.loss(self.model, part)
+                loss_sum, supervised = self.data.loss(self.model, list(part))
             value = loss_sum.item()
             if not math.isfinite(value):
                 raise self.not_finite("loss", part)
@@ -227,23 +243,21 @@ class _Run:
 
     def clip(self, batch: list[int]) -> float | None:
         """The gradient's norm before clipping; None where fp16 overflowed and the scaler will skip the step."""
-        norm, scaler = (
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm).item(),
-            self.accelerator.scaler,
-        )
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm).item()
+        scaler = self.accelerator.scaler
         if math.isfinite(norm):
             return norm
         if scaler is None or scaler.get_scale() < 1:  # it was halved so often that this is no overflow of its making
             raise self.not_finite("gradient", batch)
         return None
 
-    def not_finite(self, what: str, batch: list[int]) -> TrainingError:
+    def not_finite(self, what: str, batch: Sequence[int]) -> TrainingError:
         return TrainingError(
             f"the {what} is not finite at step {self.place.step + 1} (samples {self.names(batch)}); look at these or "
             f"lower the learning rate; the checkpoint of step {self.saved_step} is kept in {self.folder}"
         )
 
-    def names(self, batch: list[int]) -> str:
+    def names(self, batch: Sequence[int]) -> str:
         return ", ".join(str(self.data.ids[i]) for i in batch[:8]) + (" and more" if len(batch) > 8 else "")
 
     # The checkpoints.
@@ -255,13 +269,16 @@ class _Run:
         began = self.clock.seconds()
         state = resume.state(self.model, self.settings, self.data, asdict(self.place), began)
         files = resume.files(self.model, self.accelerator, self.optimizer.optimizer, state, self.journal.text)
+        written = self.saved_step
         try:
-            checkpoint.write(self.folder, self.place.step, files)
-            self.saved_step = self.place.step
+            if processes.first():
+                checkpoint.write(self.folder, self.place.step, files)
+            written = self.place.step
         except checkpoint.CheckpointError as error:
             if must:
                 raise
             self.journal.say(f"{error}; training goes on")
+        self.saved_step = processes.said(written)
         self.saved_at = self.clock.seconds()
         self.clock.save_seconds = self.saved_at - began
 
@@ -280,12 +297,3 @@ class _Run:
         self.model.eval()
         give_back()
         self.journal.close()
-
-
-def _training_mode(model: nn.Module):
-    """Dropout on where something trains; frozen towers compute exactly as in inference, so they can be cached."""
-    model.train()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            module.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ class TrainLog:
 
     A record has `step`, `seconds`, `loss` (mean over the batch's supervised tokens), `learning_rate`, `samples` and
     `tokens` (supervised; both so far), `gradient_norm` (before clipping); the first that reached every tower also
-    `gradient_norm_by_tower`.
+    `gradient_norm_by_tower`, those after which a probe was taken `validation`.
     """
 
     records: list[dict]
@@ -37,10 +38,13 @@ class TrainLog:
 
 
 class Journal:
-    """`log.jsonl` and the bar. The records are kept in memory too, so a full disk costs none of them."""
+    """`log.jsonl` and the bar. The records are kept in memory too, so a full disk costs none of them.
 
-    def __init__(self, folder: Path):
-        self.path = folder / "log.jsonl"
+    A `quiet` one, of a process beside the first, only keeps them.
+    """
+
+    def __init__(self, folder: Path, quiet: bool = False):
+        self.path, self.quiet = Path(os.devnull) if quiet else folder / "log.jsonl", quiet
         self.records: list[dict] = []
         self.file: Any = None  # until `open`
         self.bar: Any = None
@@ -59,7 +63,13 @@ class Journal:
             self.file.flush()
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written ({error.strerror}); choose another folder") from error
-        self.bar = tqdm(total=100, desc="training", bar_format="{percentage:3.0f}%|{bar}| {desc}", mininterval=0.5)
+        self.bar = tqdm(
+            total=100,
+            desc="training",
+            bar_format="{percentage:3.0f}%|{bar}| {desc}",
+            mininterval=0.5,
+            disable=self.quiet,
+        )
 
     def write(self, record: dict, share: float, seconds_left: float) -> None:
         """Add a record; `share` of the budget is spent and `seconds_left` remain."""
@@ -75,7 +85,8 @@ class Journal:
         self.bar.update(min(100.0, 100 * share) - self.bar.n)
 
     def say(self, sentence: str) -> None:
-        tqdm.write(sentence)
+        if not self.quiet:
+            tqdm.write(sentence)
 
     def close(self) -> None:
         if self.bar is not None:

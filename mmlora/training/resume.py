@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
+from mmlora.models import processes
 from mmlora.models.base import stored_as
 from mmlora.models.precision import products
 from mmlora.models.vlm import base_model
@@ -28,12 +29,15 @@ def state(model: nn.Module, settings: TrainSettings, data: TrainingSet, place: d
         chosen |= {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
     layers = "fused" if settings.fused else "plain"
     numbers = {"products": products(), "weights": stored_as(base_model(model)), "layers": layers}
+    numbers["processes"] = str(processes.count())
     return {**place, "elapsed": seconds, "settings": chosen, "data": data.fingerprint, "numbers": numbers}
 
 
 def files(model: nn.Module, accelerator: Accelerator, optimizer: Optimizer, now: dict, log: str) -> dict[str, bytes]:
-    """The checkpoint's files, ready for `checkpoint.write`."""
+    """The checkpoint's files, ready for `checkpoint.write`; random states are those of every process."""
     found = checkpoint.capture(model, optimizer)
+    for number, kept in enumerate(processes.gathered({name: found[name] for name in checkpoint.RANDOM})):
+        found |= {_of(number, name): content for name, content in kept.items()}
     found |= {STATE: json.dumps(now, indent=1).encode(), LOG: log.encode()}
     if accelerator.scaler is not None:
         found[SCALER] = json.dumps(accelerator.scaler.state_dict()).encode()
@@ -62,8 +66,18 @@ def check(found: Checkpoint, mine: dict) -> str:
     )
 
 
+def _of(number: int, name: str) -> str:
+    """A file's name for a process: the first one's are called as they are."""
+    return f"{number}-{name}" if number else name
+
+
 def restore(found: Checkpoint, model: nn.Module, accelerator: Accelerator, optimizer: Optimizer) -> None:
     """Put back the tensors, the moments, the random states, and the loss scale where one was kept and is needed."""
-    checkpoint.restore(found, model, optimizer)
+    own = {
+        name: found.files[_of(processes.index(), name)]
+        for name in checkpoint.RANDOM
+        if _of(processes.index(), name) in found.files
+    }
+    checkpoint.restore(Checkpoint(found.path, found.files | own), model, optimizer)
     if accelerator.scaler is not None and SCALER in found.files:  # a run that was begun in bfloat16 has none
         accelerator.scaler.load_state_dict(json.loads(found.files[SCALER]))

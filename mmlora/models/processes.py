@@ -1,0 +1,94 @@
+"""Several processes at one run, each on its share of every batch: `accelerate launch` starts them, nothing here does.
+
+With one process, which is the rule, nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
+
+from mmlora.models.precision import device
+
+Item = TypeVar("Item")
+
+
+def _state() -> PartialState:
+    return PartialState(cpu=on_processor())
+
+
+def on_processor() -> bool:
+    """Whether the processes run on a processor: accelerate takes several there only where it is told so."""
+    return device().type == "cpu"
+
+
+def count() -> int:
+    return _state().num_processes
+
+
+def index() -> int:
+    return _state().process_index
+
+
+def first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return index() == 0
+
+
+def one_first() -> AbstractContextManager:
+    """The first process does what is inside, and then the others: what it fetched or drew is there for them."""
+    return _state().main_process_first()
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    _state().wait_for_everyone()
+
+
+def mine(items: Sequence[Item]) -> Sequence[Item]:
+    """This process's share of what all were given; `together` puts shares back in order."""
+    return items[index() :: count()]
+
+
+def together(share: Sequence[Item]) -> list[Item]:
+    """What all processes made of their `mine`, in the order of the whole, in every process."""
+    shares = gathered(share)
+    whole: list = [None] * sum(map(len, shares))
+    for start, part in enumerate(shares):
+        whole[start :: len(shares)] = part
+    return whole
+
+
+def gathered(item: Item) -> list[Item]:
+    """One from each process, by their number, in every process."""
+    return [item] if count() == 1 else gather_object([item])
+
+
+def said(item: Item) -> Item:
+    """The first process's, in every process."""
+    return item if count() == 1 else broadcast_object_list([item])[0]
+
+
+def agreed(*numbers: float) -> list[float]:
+    """The first process's numbers, in every process: one clock for all."""
+    if count() == 1:
+        return list(numbers)
+    return broadcast(torch.tensor(numbers, dtype=torch.float64, device=_state().device)).tolist()
+
+
+def add_up(parameters: Iterable[torch.nn.Parameter], *numbers: float) -> list[float]:
+    """Sum gradients over all processes, in place, and these numbers with them; none counts as zero."""
+    if count() == 1:
+        return list(numbers)
+    trained = list(parameters)
+    parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained]
+    whole: Any = reduce(torch.cat(parts), "sum")
+    for parameter, gradient in zip(trained, whole.split([p.numel() for p in trained])):
+        parameter.grad = gradient.view_as(parameter)
+    sums: Any = reduce(torch.tensor(numbers, dtype=torch.float64, device=whole.device), "sum")
+    return sums.tolist()

@@ -1,0 +1,20 @@
+"""Answers on the way: how many validation problems a model gets right while it trains, which no training loss can say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+SHARES = (0.1, 0.25, 0.5, 0.75, 0.95)  # of the budget: close together where a curve is steep, the last one late
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What `fit` asks at set moments; the time that it takes counts towards the budget."""
+
+    measure: Callable[[], dict]  # `{"correct": …, "n": …}` of the model as it is
+    shares: Sequence[float] = SHARES  # of the budget, ascending
+
+    def due(self, share: float, taken: int) -> bool:
+        """Whether, at this share of the budget, more moments have passed than were taken."""
+        return sum(moment <= share for moment in self.shares) > taken

@@ -1,0 +1,87 @@
+"""What every process of tests/test_processes.py does: `torchrun together.py NAME FOLDER`, one result a process.
+
+Not a test itself. Each function gets the folder, and what it returns is written to FOLDER/NAME-RANK.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+os.environ["MMLORA_PRECISION"] = "float32"
+
+import families
+import tiny
+import tinyvlm
+import torch
+
+from mmlora.adapters import lora
+from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.prompts import taught
+from mmlora.encoding.samples import Samples
+from mmlora.evaluation.answering import evaluate
+from mmlora.models import processes
+from mmlora.training.fit import fit
+
+PROBLEMS = [replace(problem, id=f"{problem.id}-{i}") for i in range(3) for problem in tinyvlm.PROBLEMS]
+FIFTY = replace(tiny.SETTINGS, steps=50, batch_size=7, checkpoint_minutes=5)  # seven: shares of another size
+
+
+def plain_model():
+    return tiny.adapted(dropout=0.0)
+
+
+def losses(folder: Path, name: str = "run", **how) -> list[float]:
+    log = fit(plain_model(), tiny.Tokens(), FIFTY, folder / name, **how)
+    return [record["loss"] for record in log.records]
+
+
+def fifty(folder: Path) -> list[float]:
+    return losses(folder)
+
+
+def with_dropout(folder: Path) -> list[float]:
+    """Every step saved, so that a later call can go on from the middle."""
+    log = fit(tiny.adapted(), tiny.Tokens(), tiny.SETTINGS, folder / "dropout", resume=(folder / "dropout").exists())
+    return [record["loss"] for record in log.records]
+
+
+def dies(folder: Path) -> None:
+    """The last process ends without a word after the fourth step."""
+
+    def stop(record):
+        if record["step"] == 4 and processes.index() == processes.count() - 1:
+            os._exit(9)
+
+    fit(plain_model(), tiny.Tokens(), tiny.SETTINGS, folder / "dies", on_step=stop)
+
+
+def goes_on(folder: Path) -> list[float]:
+    log = fit(plain_model(), tiny.Tokens(), tiny.SETTINGS, folder / "dies", resume=True)
+    return [record["loss"] for record in log.records]
+
+
+def prefix(folder: Path) -> dict:
+    vlm = families.build("smolvlm")
+    model = lora.attach(vlm.model, rank=4, layers=(2, 3))
+    samples = Samples(vlm, [taught(problem, "answer") for problem in PROBLEMS])
+    cache = PrefixCache.build(model, samples, folder / "cache")
+    again = PrefixCache.build(model, samples, folder / "cache")
+    with torch.no_grad():
+        return {"loss": cache.loss(model, list(range(len(PROBLEMS))))[0].item(), "shape": cache.shape, "ids": again.ids}
+
+
+def answers(folder: Path) -> list:
+    vlm = families.build("smolvlm")
+    return [[p.id, p.choice, list(p.scores)] for p in evaluate(vlm, PROBLEMS[:11], progress=False)]
+
+
+if __name__ == "__main__":
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    processes.count()  # the group of processes exists from here on
+    found = globals()[name](folder)
+    (folder / f"{name}-{processes.index()}.json").write_text(json.dumps(found))
