@@ -16,7 +16,14 @@ CHANGED = (
     {},
     {"towers": ("vision", "language"), "train_connector": True, "first_layer": 3, "format": "QCM-LEA", "fused": False},
     {"targets": ("q_proj", "v_proj"), "four_bit": True, "revision": "v1.0", "precision": "bfloat16", "side": 384},
-    {"steps": 12, "probe_problems": 32, "method": "likelihood", "split": "validation", "missing_images": "text-only", "alpha": 8},
+    {
+        "steps": 12,
+        "probe_problems": 32,
+        "method": "likelihood",
+        "split": "validation",
+        "missing_images": "text-only",
+        "alpha": 8,
+    },
     {
         "train_minutes": 7.5,
         "train_problems": 64,
