@@ -22,7 +22,7 @@ from mmlora.evaluation.controls import blanked, majority_class
 from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.scores import Method, Prediction, save_predictions, score
 from mmlora.models import processes
-from mmlora.models.precision import choose
+from mmlora.models.precision import choose, products
 from mmlora.models.vlm import decoder_layers
 from mmlora.problems.load import licence, load_problems
 from mmlora.problems.record import Problem
@@ -51,6 +51,8 @@ class Experiment:
 
     def __init__(self, settings: Settings, folder: str | Path, *, resume: bool = False):
         choose(settings.precision)
+        if processes.count() > 1:  # one's processor may multiply otherwise than the next one's
+            choose(processes.said(products()))
         self.settings, self.folder, self.resume = settings, Path(folder).absolute(), resume
         self.folder.mkdir(parents=True, exist_ok=True)
         self.budget = Budget(settings.minutes)
@@ -74,7 +76,7 @@ class Experiment:
         """`train` and `test`, as many as the minutes allow."""
         chosen, budget = self.settings, self.budget
         sizes = chosen.train_problems or budget.train_problems, chosen.test_problems or budget.test_problems
-        with budget.watch("data"):
+        with budget.watch("data"), processes.one_first():
             self.train, self.test = (
                 load_problems(chosen.data, split, size, missing_images=chosen.missing_images)
                 for split, size in zip(("train", chosen.split), sizes)
@@ -188,12 +190,15 @@ class Experiment:
         wanted = self.budget.probe_problems if wanted is None else wanted
         if not wanted:
             return None
+        problems: list[Problem] = []
         try:
-            problems = load_problems(
-                self.settings.data, "validation", wanted, missing_images=self.settings.missing_images
-            )
+            with processes.one_first():
+                problems = load_problems(
+                    self.settings.data, "validation", wanted, missing_images=self.settings.missing_images
+                )
         except DataError as error:
             print(f"no accuracy on the way: {error}")
+        if not all(processes.gathered(bool(problems))):
             return None
 
         def measure() -> dict:

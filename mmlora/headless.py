@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -31,16 +32,15 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
     Raises `RunError` when the folder is taken, has nothing to resume, a cell failed, or the notebooks' packages are not
     installed.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # as torchrun and accelerate tell a process
+        return _together(settings, out, resume)
     try:
         import nbformat
         import papermill
     except ImportError as error:
         raise RunError(f"{error.name} is not installed; run: python -m pip install papermill nbconvert") from error
-    from mmlora.models import processes
     from mmlora.reporting.page import html_report
 
-    if processes.count() > 1:
-        return _together(settings, out, resume)
     folder = Path(out).resolve() if out else new_run()
     _check(folder, resume)
     executed = folder / NOTEBOOK

@@ -3,32 +3,31 @@
 A decoder layer of Llama's shape runs through four products (q, k and v at once; output; gate and up at once; down), each
 with its LoRA factors and a backward derived by hand, an idea of Unsloth's (github.com/unslothai/unsloth). Frozen weights
 are held in the numbers that are multiplied, so that none is converted in a step. The plain layers are the reference:
-`fused` only stands before them, compares itself with each once, and leaves alone what is of another shape.
+`fused` only stands before them, compares itself with each once, and leaves to it what is of another shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers.activations import GELUTanh, SiLUActivation
 
-from mmlora.encoding.loss import head_in
+from mmlora.adapters.kernels import ACTS, LEAST, Attention, Gated, Rotated, bias_of
+from mmlora.encoding.loss import converted, head_in
 from mmlora.models.precision import DTYPES, precision
 from mmlora.models.vlm import base_model, decoder_layers
 
-GELU = partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward, approximate="tanh")
-SILU = F.silu, torch.ops.aten.silu_backward
-ACTS = {nn.SiLU: SILU, SiLUActivation: SILU, GELUTanh: GELU}  # what each gives, and its gradient
 ROWS = 512  # tokens that go through an MLP at a time where no gradient is asked for
+SCORES = 2**24  # attention scores at a time there: 64 MB in float32
 APART = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # a fused layer's from the plain one's step
 
 
@@ -78,6 +77,8 @@ class Product:
             if base.weight.dtype == dtype:  # the same numbers need not be kept twice
                 base.weight.data = part
         self.factors: list[nn.Parameter] = []
+        self.trained = any(p.requires_grad for base in bases for p in base.parameters())
+        self.dropout = 0.0
         self.places: list[tuple[slice, slice, float]] = []  # rows and columns of each member's block in B, its scale
         row = column = 0
         for module, name, size in zip(modules, names, self.sizes):
@@ -85,6 +86,7 @@ class Product:
                 columns = slice(column, column := column + module.r[name])
                 self.places.append((slice(row, row + size), columns, module.scaling[name]))
                 self.factors += [module.lora_A[name].weight, module.lora_B[name].weight]
+                self.dropout = max(self.dropout, getattr(module.lora_dropout[name], "p", 0.0))
             row += size
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -106,83 +108,12 @@ class Product:
             yield up[rows, columns].to(parameter.dtype).mul_(scale)
 
 
-class _Rotated(Function):
-    """Rotary positions (Su et al. 2021, 2104.09864): (batch, length, heads, size) → (batch, heads, length, size)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x.transpose(1, 2), cos.unsqueeze(1), sin.unsqueeze(1), 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        cos, sin = (angles.unsqueeze(2) for angles in ctx.saved_tensors)
-        swapped = sin.roll(sin.shape[-1] // 2, -1)  # what one half took from the other, it gives back with its sine
-        return _turned(gradient.transpose(1, 2), cos, swapped, -1), None, None
-
-
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    turned = torch.mul(x, cos, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
-    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
-    turned[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
-    return turned
-
-
-class _Attention(Function):
-    """Attention by plain products, the query heads of one key head in one: on a CPU thrice as fast as torch's fused one.
-
-    (batch, heads, length, size) each, keys and values with fewer heads; `bias` is float32 and broadcast to the scores.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        batch, heads, length, size = query.shape
-        query, key, value = (t.reshape(batch * key.shape[1], -1, size) for t in (query, key, value))
-        scores = torch.bmm(query, key.mT).view(batch, heads, length, -1)
-        shares = torch.add(bias, scores, alpha=scale).softmax(-1).to(query.dtype).view(*query.shape[:2], -1)
-        ctx.save_for_backward(query, key, value, shares)
-        ctx.scale = scale
-        return torch.bmm(shares, value).view(batch, heads, length, size)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        query, key, value, shares = ctx.saved_tensors
-        shape, gradient = gradient.shape, gradient.reshape(query.shape)
-        scores = torch._softmax_backward_data(torch.bmm(gradient, value.mT), shares, -1, shares.dtype).mul_(ctx.scale)
-        into_key, into_value = torch.bmm(scores.mT, query), torch.bmm(shares.mT, gradient)
-        into_key, into_value = (t.view(shape[0], -1, *key.shape[1:]) for t in (into_key, into_value))
-        return torch.bmm(scores, key).view(shape), into_key, into_value, None, None
-
-
-class _Gated(Function):
-    """act(gate) · up of (tokens, gate and up side by side), as SwiGLU and GeGLU have it (Shazeer 2020, 2002.05202)."""
-
-    @staticmethod
-    def forward(ctx: Any, both: torch.Tensor, act: tuple[Callable, Callable]) -> torch.Tensor:
-        ctx.save_for_backward(both)
-        ctx.act = act
-        gate, up = both.chunk(2, -1)
-        return act[0](gate).mul_(up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        (both,), (act, act_backward) = ctx.saved_tensors, ctx.act
-        gate, up = both.chunk(2, -1)
-        return torch.cat([act_backward(gradient * up, gate), act(gate).mul_(gradient)], -1), None
-
-
 class FusedLayer:
     """The forward pass of one decoder layer of Llama's shape; raises `Unfit` for another."""
 
     def __init__(self, layer: nn.Module, plain: Callable[..., torch.Tensor], dtype: torch.dtype):
-        self.plain, self.dtype, self.compared = plain, dtype, False
-        self.trained = any(p.requires_grad for n, p in layer.named_parameters() if "lora" not in n and "norm" not in n)
+        self.layer, self.plain, self.dtype, self.compared = layer, plain, dtype, False
+        self.inner = [module for module in layer.modules() if module is not layer]
         try:
             attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
             self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
@@ -195,11 +126,13 @@ class FusedLayer:
         self.of_query, self.of_key = (getattr(attention, name, nn.Identity()) for name in ("q_norm", "k_norm"))
         if getattr(attention, "attn_logit_softcapping", None):
             raise Unfit("its attention is capped")
+        products = self.qkv, self.out, self.gate_up, self.down
+        self.drops = max(getattr(attention, "attention_dropout", 0.0), *(product.dropout for product in products))
+        self.trained = any(product.trained for product in products)
 
     def __call__(self, states: torch.Tensor, **named: Any) -> torch.Tensor:
         """What the layer's own forward gives for (batch, length, width); raises `Unfit` where the first one differs."""
-        if self.trained and torch.is_grad_enabled():
-            raise Unfit("its own matrices train")
+        self._check()
         angles, mask = named.get("position_embeddings") or (), named.get("attention_mask")
         if [t.shape[-1] for t in angles if t.dim() == 3] != [self.size] * 2:
             raise Unfit("its positions are given in another way")
@@ -209,12 +142,30 @@ class FusedLayer:
         with torch.autocast(states.device.type, enabled=False):
             return self._states(states, mask, angles, named.get("past_key_values"))
 
+    def _check(self) -> None:
+        """Raise `Unfit` where the plain layer would now do more than compute."""
+        if self.trained and torch.is_grad_enabled():
+            raise Unfit("its own matrices train")
+        if self.layer.training and self.drops:
+            raise Unfit("it drops units")
+        if self.layer.training and getattr(self.layer, "gradient_checkpointing", False):
+            raise Unfit("its activations are recomputed")
+        if any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "_hf_hook") for m in self.inner):
+            raise Unfit("something is hooked into it")
+
     @torch.no_grad()
     def _compare(self, states: torch.Tensor, named: dict) -> None:
-        """Raise `Unfit` unless both ways make the same of one sample's last token, which has seen all others."""
-        with torch.autocast(states.device.type, enabled=False):
-            ours = self._states(states, named["attention_mask"], named["position_embeddings"])
-        ours, theirs, start = (t[:, -1].float() for t in (ours, self.plain(states, **named), states))
+        """Raise `Unfit` unless both ways make the same of one sample's tokens."""
+        mask = named["attention_mask"]
+        try:
+            with torch.autocast(states.device.type, enabled=False):
+                ours = self._states(states, mask, named["position_embeddings"])
+            looks = (bias_of(mask, states.shape[1], states.shape[1]) > LEAST / 2).any(-1).flatten()  # not so padding
+            ours, theirs, start = (t[:, looks].float() for t in (ours, self.plain(states, **named), states))
+        except (TypeError, ValueError, RuntimeError) as error:
+            if should_reduce_batch_size(error):
+                raise
+            raise Unfit(f"it takes or gives something else ({error})") from error
         apart = torch.dist(ours, theirs) / torch.dist(theirs, start)
         self.compared = bool(apart < APART[self.dtype])
         if not self.compared:
@@ -227,27 +178,30 @@ class FusedLayer:
         x = states.reshape(-1, width)
         heads = self.qkv(self.before(x).to(self.dtype)).view(batch, length, -1).split(self.qkv.sizes, -1)
         query, key, value = (part.view(batch, length, -1, self.size) for part in heads)
-        query = _Rotated.apply(self.of_query(query).to(self.dtype), cos, sin)
-        key, value = _Rotated.apply(self.of_key(key).to(self.dtype), cos, sin), value.transpose(1, 2)
+        query = Rotated.apply(self.of_query(query).to(self.dtype), cos, sin)
+        key, value = Rotated.apply(self.of_key(key).to(self.dtype), cos, sin), value.transpose(1, 2)
         if past is not None:
             key, value = past.update(key, value, self.index)
-        if states.device.type == "cpu":
-            seen = _Attention.apply(query, key, value, _bias(mask, length, key.shape[2]), self.scale)
-        else:
-            causal = {"is_causal": mask is None and length > 1}
-            seen = F.scaled_dot_product_attention(query, key, value, mask, **causal, scale=self.scale, enable_gqa=True)
+        seen = self._seen(query, key, value, mask=mask)
         x = x + self.out(seen.transpose(1, 2).reshape(batch * length, -1))
         parts = [x] if torch.is_grad_enabled() else x.split(ROWS)  # what stays in a processor's cache is faster
-        fed = [self.down(_Gated.apply(self.gate_up(self.between(part).to(self.dtype)), self.act)) for part in parts]
+        fed = [self.down(Gated.apply(self.gate_up(self.between(part).to(self.dtype)), self.act)) for part in parts]
         return (x + torch.cat(fed)).view(batch, length, width)
 
-
-def _bias(mask: torch.Tensor | None, length: int, whole: int) -> torch.Tensor:
-    """What is added to scores, float32: 0 where a token may look, the least number where not."""
-    least = torch.finfo(torch.float32).min
-    if mask is None:
-        return torch.full((1, 1, length, whole), least).triu(1 + whole - length)
-    return mask.float() if mask.is_floating_point() else torch.zeros(mask.shape).masked_fill_(~mask, least)
+    def _seen(self, *heads: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        query, key, value = heads
+        batch, number, length, whole = *query.shape[:3], key.shape[2]
+        if query.device.type != "cpu":
+            causal = {"is_causal": mask is None and length > 1}
+            if mask is not None:  # with a mask, torch's fast kernels want a key head for every query head
+                key, value = (t.repeat_interleave(number // t.shape[1], 1) for t in (key, value))
+            return F.scaled_dot_product_attention(
+                query, key, value, mask, **causal, scale=self.scale, enable_gqa=mask is None
+            )
+        bias = bias_of(mask, length, whole).expand(batch, -1, -1, -1)
+        few = batch if torch.is_grad_enabled() else max(1, SCORES // (number * length * whole))
+        parts = zip(*(t.split(few) for t in (query, key, value, bias)))
+        return torch.cat([Attention.apply(*part, self.scale) for part in parts])
 
 
 def _split(module: Any) -> tuple[nn.Linear, str | None]:
@@ -255,46 +209,50 @@ def _split(module: Any) -> tuple[nn.Linear, str | None]:
     inner, name = module, None
     if isinstance(module, LoraLinear):
         inner = module.get_base_layer()
-        if not module.merged and not module.disable_adapters:
-            name, *others = module.active_adapters
-            if others or module.lora_variant or module.lora_bias[name] or getattr(module.lora_dropout[name], "p", 0.0):
-                raise Unfit("its adapter is more than one plain LoRA without dropout")
+        active = [name for name in module.active_adapters if name in module.lora_A]
+        if module.merged and module.disable_adapters:
+            raise Unfit("its adapter is merged and disabled")
+        if active and not module.merged and not module.disable_adapters:
+            name, *others = active
+            if others or module.lora_variant or module.lora_bias[name]:
+                raise Unfit("its adapter is more than one plain LoRA")
     if type(inner) is not nn.Linear:
         raise Unfit("its weights are no plain matrices")
     return inner, name
 
 
-@contextmanager
-def fused(model: nn.Module) -> Iterator[None]:
-    """Inside, the decoder's layers compute in the fused way, for training and for answers; those that do not say so."""
-    dtype = base_model(model).dtype if precision() == "no" else DTYPES[precision()]
-    layers = [layer for layer in decoder_layers(model) if "forward" not in vars(layer)]  # none inside another `fused`
-    made: dict[nn.Module, FusedLayer] = {}
-    said: list[Unfit] = []
+class fused:
+    """Inside, the decoder's layers compute in the fused way, for training and for answers; one that cannot says so.
 
-    def stand_before(layer: nn.Module) -> None:
-        plain = layer.forward
+    May be entered again: what was made stays. An adapter is what it was at a layer's first call.
+    """
 
-        def forward(hidden_states: torch.Tensor, **named: Any) -> torch.Tensor:
-            try:
-                if layer not in made:  # those below a cache's boundary are never called, and cost nothing
-                    with torch.inference_mode(False):
-                        made[layer] = FusedLayer(layer, plain, dtype)
-                return made[layer](hidden_states, **named)
-            except Unfit as unfit:
-                del layer.forward
-                if not said:
-                    tqdm.write(f"{type(layer).__name__} takes the plain path, which is slower: {unfit}")
-                said.append(unfit)
-                return plain(hidden_states, **named)
+    def __init__(self, model: nn.Module):
+        self.model, self.dtype = model, base_model(model).dtype if precision() == "no" else DTYPES[precision()]
+        self.head = converted(base_model(model).get_output_embeddings(), self.dtype)
+        self.made: dict[nn.Module, FusedLayer | None] = {}  # None: takes the plain path
 
-        layer.forward = forward
+    def __enter__(self) -> None:
+        with ExitStack() as stack:
+            for layer in decoder_layers(self.model):
+                if "forward" not in vars(layer) and self.made.get(layer, self):  # none inside another `fused`
+                    layer.forward = partial(self._forward, layer, layer.forward)
+                    stack.callback(vars(layer).pop, "forward", None)
+            stack.enter_context(head_in(base_model(self.model).get_output_embeddings(), self.head))
+            self.leave = stack.pop_all()
 
-    for layer in layers:
-        stand_before(layer)
-    try:
-        with head_in(dtype, base_model(model).get_output_embeddings()):
-            yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
+    def __exit__(self, *_: object) -> None:
+        self.leave.close()
+
+    def _forward(self, layer: nn.Module, plain: Callable, hidden_states: torch.Tensor, **named: Any) -> torch.Tensor:
+        try:
+            if layer not in self.made:  # those below a cache's boundary are never called, and cost nothing
+                with torch.inference_mode(False):
+                    self.made[layer] = FusedLayer(layer, plain, self.dtype)
+            return self.made[layer](hidden_states, **named)
+        except Unfit as unfit:
+            del layer.forward
+            if None not in self.made.values():
+                tqdm.write(f"{type(layer).__name__} takes the plain path, which is slower: {unfit}")
+            self.made[layer] = None
+            return plain(hidden_states, **named)

@@ -50,7 +50,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple:
         (gradient,) = ctx.saved_tensors
-        return gradient * scale.to(gradient.dtype), None, None, None
+        return (gradient.float() * scale).to(gradient.dtype), None, None, None  # float16 cannot hold a loss scale
 
 
 def supervised_loss(
@@ -59,7 +59,7 @@ def supervised_loss(
     """Summed cross-entropy over supervised tokens (float32, 0-dim), and their number.
 
     `hidden` (batch, length, width) comes after the final norm, `labels` (batch, length) holds -100 where nothing is
-    supervised; position t predicts label t + 1, the only shift there is. The head must be frozen. `cap` bounds the
+    supervised; position t predicts label t + 1, the only shift there is. The head gets no gradient. `cap` bounds the
     logits where the architecture does (Gemma 2, arXiv 2408.00118).
     """
     targets, weight = labels[:, 1:], getattr(head, MULTIPLIED, head.weight)
@@ -68,16 +68,23 @@ def supervised_loss(
     return _ProjectedCrossEntropy.apply(spoken, weight, targets[keep], cap), int(keep.sum())
 
 
+def converted(head: nn.Module, dtype: torch.dtype) -> torch.Tensor | None:
+    """The vocabulary projection's weight in `dtype`; None where it is so, trains, or is more than a weight."""
+    plain = type(head) is nn.Linear and head.bias is None and "forward" not in vars(head)
+    if not plain or head.weight.dtype == dtype or head.weight.requires_grad:
+        return None
+    with torch.inference_mode(False):
+        return head.weight.detach().to(dtype)
+
+
 @contextmanager
-def head_in(dtype: torch.dtype, head: nn.Module) -> Iterator[None]:
-    """Inside, the vocabulary projection's weight is at hand in `dtype`: none of it is converted at every token."""
-    if type(head) is not nn.Linear or head.bias is not None or head.weight.dtype == dtype or hasattr(head, MULTIPLIED):
+def head_in(head: nn.Module, weight: torch.Tensor | None) -> Iterator[None]:
+    """Inside, the projection multiplies with this `converted` weight: none of it is converted at every token."""
+    if weight is None or "forward" in vars(head):
         yield
         return
-    with torch.inference_mode(False):
-        weight = head.weight.detach().to(dtype)
     setattr(head, MULTIPLIED, weight)
-    head.forward = lambda hidden: nn.functional.linear(hidden.to(dtype), weight)
+    head.forward = lambda hidden: nn.functional.linear(hidden.to(weight.dtype), weight)
     try:
         yield
     finally:
@@ -108,9 +115,9 @@ def batch_loss(model: nn.Module, batch: dict[str, torch.Tensor], own: bool = Fal
 
 @torch.no_grad()
 def needs_own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> bool:
-    """Whether a head is more than a projection, so that `supervised_loss` and the model's own loss differ; says so.
+    """Whether a head is more than a frozen projection, so that `supervised_loss` would not do; says so.
 
-    A bias (some GPT-like heads) tells by itself, a scale (Cohere, Granite) by the loss of this batch.
+    A bias (some GPT-like heads) and a weight that trains tell by themselves, a scale (Cohere, Granite) by this batch's loss.
     """
     inner = base_model(model)
     training = [module for module in model.modules() if module.training]
@@ -122,11 +129,11 @@ def needs_own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> bool:
         for module in training:
             module.training = True
     head = inner.get_output_embeddings()
-    biased = getattr(head, "bias", None) is not None
+    biased = getattr(head, "bias", None) is not None or any(p.requires_grad for p in head.parameters())
     close = EXACT if getattr(head, MULTIPLIED, head.weight).dtype == torch.float32 else ROUNDED
     differs = tokens > 0 and not torch.isclose(ours, theirs, rtol=close, equal_nan=True)
     if biased or differs:
         print(
-            f"the loss of {type(inner).__name__} is more than a projection: taking the model's own, which needs more memory"
+            f"the loss of {type(inner).__name__} is more than a frozen projection: taking the model's own, which needs more memory"
         )
     return biased or differs

@@ -4,8 +4,7 @@ Everything before the first trainable parameter is a pure function of the sample
 embeddings and the decoder layers below the first adapter. `PrefixCache` runs them once per sample, keeps the hidden
 states on disk (16 bits, memory-mapped) and trains from that boundary up. `Samples` is the same without the cache.
 
-It works for any decoder of transformers, because the model's own forward does both halves: the lower one is stopped
-at the boundary, the upper one finds its lower layers replaced by the states that were kept.
+Where that boundary is, and how the model's own forward stops and begins there, is `boundary.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -26,10 +25,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from mmlora.encoding import rows
-from mmlora.encoding.loss import batch_loss, on_device
+from mmlora.encoding.boundary import CacheError, boundary, lower, resuming
+from mmlora.encoding.loss import batch_loss, needs_own_loss, on_device
 from mmlora.encoding.sample import Sample, collate
 from mmlora.encoding.samples import Samples, without_pixels
-from mmlora.errors import MMLoraError
 from mmlora.models import processes
 from mmlora.models.memory import give_back, in_parts
 from mmlora.models.precision import mixed, precision
@@ -39,30 +38,6 @@ STRIDE = 4  # tokens; batches' lengths are multiples of it, so that the memory o
 BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
 WINDOW = 256  # samples that are encoded and sorted by length at a time: their pictures are in memory together
 FILES = ("hidden", "rows.safetensors", "manifest.json")
-
-
-class CacheError(MMLoraError):
-    """A prefix cache that cannot be written or used; the message names the folder."""
-
-
-def boundary(model: nn.Module) -> int:
-    """The first decoder layer that holds a trainable parameter; everything before it can be cached.
-
-    Raises `CacheError` when something outside the decoder's layers trains, or nothing does.
-    """
-    number = {id(p): i for i, layer in enumerate(decoder_layers(model)) for p in layer.parameters()}
-    first = None
-    for name, parameter in base_model(model).named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) not in number:
-            raise CacheError(
-                f"{name} is trainable and lies outside the decoder's layers: train without the prefix cache"
-            )
-        first = number[id(parameter)] if first is None else min(first, number[id(parameter)])
-    if first is None:
-        raise CacheError("no parameter is trainable, so there is no boundary: attach an adapter first")
-    return first
 
 
 class PrefixCache:
@@ -75,6 +50,7 @@ class PrefixCache:
     def __init__(self, folder: Path, manifest: dict, samples: Samples):
         self.samples, self.ids, self.fingerprint = samples, samples.ids, samples.fingerprint
         self.boundary = manifest["boundary"]
+        self.own_loss: bool | None = None  # see `needs_own_loss`
         self.rows = rows.read(folder / "rows.safetensors", self.ids)
         self.lengths = [len(row) for row in self.rows]
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -99,8 +75,7 @@ class PrefixCache:
             )
         key = _key(model, samples, first)
         found = cls._found(folder, key, samples)
-        processes.wait()
-        if found:
+        if all(processes.gathered(found is not None)) and found:
             return found
         aside, training = folder.with_name(folder.name + ".part"), model.training
         try:
@@ -158,60 +133,21 @@ class PrefixCache:
 
     def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
         """Summed loss over the supervised tokens of these samples, and their number."""
+        if self.own_loss is None:
+            with self._resumed(model, indices[:1]) as one:
+                self.own_loss = needs_own_loss(model, one)
+        with self._resumed(model, indices) as batch:
+            return batch_loss(model, batch, self.own_loss)
+
+    @contextmanager
+    def _resumed(self, model: nn.Module, indices: list[int]) -> Iterator[dict[str, torch.Tensor]]:
+        """The batch of these samples; inside, the model's forward passes begin at the boundary with their states."""
         batch = on_device(model, collate([self.rows[i] for i in indices], stride=STRIDE))
         batch["input_ids"].zero_()  # only its shape counts: what it said is in the states that were kept
         states = pad_sequence(self.states(indices), batch_first=True).to(batch["labels"].device)
         states = nn.functional.pad(states, (0, 0, 0, batch["labels"].shape[1] - states.shape[1]))
-        own = self.samples.own_loss(model)
-        with _resuming(model, self.boundary, states):
-            return batch_loss(model, batch, own)
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the boundary; carries the hidden states."""
-
-
-def _lower(model: nn.Module, batch: dict[str, torch.Tensor], first: int) -> torch.Tensor:
-    """Hidden states (batch, length, width) that come to decoder layer `first`."""
-
-    def stop(layer: nn.Module, inputs: tuple, named: dict) -> NoReturn:
-        raise _Reached(inputs[0] if inputs else named["hidden_states"])
-
-    hook = decoder_layers(model)[first].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        base_model(model).model(**batch, use_cache=False)
-    except _Reached as reached:
-        return reached.args[0]
-    finally:
-        hook.remove()
-
-
-class _Passed(nn.Module):
-    """Stands for a decoder layer whose work is done."""
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return hidden_states
-
-
-@contextmanager
-def _resuming(model: nn.Module, first: int, states: torch.Tensor) -> Iterator[None]:
-    """Inside, the model's forward passes begin at decoder layer `first` with `states` (batch, length, width)."""
-    layers = decoder_layers(model)
-    lower = list(layers[:first])
-
-    def resume(layer: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
-        hidden = inputs[0] if inputs else named.pop("hidden_states")
-        return (states.to(hidden.dtype), *inputs[1:]), named
-
-    hook = layers[first].register_forward_pre_hook(resume, with_kwargs=True)
-    for index in range(first):
-        layers[index] = _Passed()
-    try:
-        yield
-    finally:
-        hook.remove()
-        for index, layer in enumerate(lower):
-            layers[index] = layer
+        with resuming(model, self.boundary, states):
+            yield batch
 
 
 def _key(model: nn.Module, samples: Samples, first: int) -> str:
@@ -244,10 +180,10 @@ def _fill(
         return False
     if processes.first():
         (folder / "hidden-0").replace(folder / "hidden")
-        with open(folder / "hidden", "ab") as whole:
-            for part in (folder / f"hidden-{i}" for i in range(1, number)):
-                whole.write(part.read_bytes())
-                part.unlink()
+        for part in (folder / f"hidden-{i}" for i in range(1, number)):
+            with open(part, "rb") as ours, open(folder / "hidden", "ab") as whole:
+                shutil.copyfileobj(ours, whole)
+            part.unlink()
         rows.write([sample for part in stretches for sample in part or ()], folder / "rows.safetensors")
         manifest = {"key": key, "boundary": first, "width": width, "dtype": str(dtype).removeprefix("torch.")}
         (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -265,7 +201,7 @@ def _written(
         batch = on_device(model, collate([sample for _, sample in part]))
         del batch["labels"]
         with mixed(batch["input_ids"].device):
-            return _lower(model, batch, first).cpu()
+            return lower(model, batch, first).cpu()
 
     with tqdm(total=len(stretch), desc="frozen prefix", unit="sample", disable=not processes.first()) as bar:
         for window in range(0, len(stretch), WINDOW):
@@ -289,8 +225,7 @@ def _written(
 
 
 def _not_finite(part: Sequence[Sample], dtype: torch.dtype) -> CacheError:
-    named = ", ".join(sample.id for sample in part[:8])
     return CacheError(
-        f"states of one of the samples {named}, … are not finite in {dtype}: set MMLORA_PRECISION=float32 in the "
+        f"states of one of the samples {', '.join(sample.id for sample in part[:8])}, … are not finite in {dtype}: set MMLORA_PRECISION=float32 in the "
         "environment and begin anew, or choose another model"
     )

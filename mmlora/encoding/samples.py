@@ -30,7 +30,7 @@ class Samples:
         self.ids = [conversation.id for conversation in conversations]
         self.fingerprint = _fingerprint(vlm, conversations)
         self.room = vlm.model.config.get_text_config().max_position_embeddings
-        self._own_loss: bool | None = None
+        self.own_loss: bool | None = None  # see `needs_own_loss`
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -52,14 +52,10 @@ class Samples:
 
     def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
         """Summed loss over the supervised tokens of these samples (float32, 0-dim), and their number."""
+        if self.own_loss is None:
+            self.own_loss = needs_own_loss(model, on_device(model, collate([self[indices[0]]])))
         batch = on_device(model, collate([self[i] for i in indices]))
-        return batch_loss(model, batch, own=self.own_loss(model))
-
-    def own_loss(self, model: nn.Module) -> bool:
-        """Whether the model's own loss is needed, found out once with the first sample."""
-        if self._own_loss is None:
-            self._own_loss = needs_own_loss(model, on_device(model, collate([self[0]])))
-        return self._own_loss
+        return batch_loss(model, batch, self.own_loss)
 
 
 def without_pixels(sample: Sample) -> Sample:

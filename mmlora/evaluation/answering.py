@@ -101,14 +101,15 @@ def _answered(
             answers |= {i: _prediction(problems[i], orders[i], *answer) for i, answer in zip(rows, found)}
             bar.update(len(rows))
             give_back()  # a KV cache grows by copying: each length leaves a hole behind
+    cut, guessed, whole = (sum(processes.gathered(number)) for number in (cut, guessed, len(problems)))
     if cut:
         warnings.warn(
-            f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
+            f"{cut} of {whole} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
             stacklevel=3,
         )
     if guessed:
         warnings.warn(
-            f"{guessed} of {len(problems)} answers named no letter and were guessed, as the official scorer does",
+            f"{guessed} of {whole} answers named no letter and were guessed, as the official scorer does",
             stacklevel=3,
         )
     return [answers[i] for i in range(len(problems))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +17,11 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object, re
 from mmlora.models.precision import device
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(hours=2)  # one process may fetch weights, or explain, while the others wait
 
 
 def _state() -> PartialState:
-    return PartialState(cpu=on_processor())
+    return PartialState(cpu=on_processor(), timeout=PATIENCE)
 
 
 def on_processor() -> bool:
@@ -81,14 +83,23 @@ def agreed(*numbers: float) -> list[float]:
     return broadcast(torch.tensor(numbers, dtype=torch.float64, device=_state().device)).tolist()
 
 
+def share_start(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Every process begins with the first one's numbers."""
+    if count() > 1:
+        for parameter in parameters:
+            parameter.data.copy_(broadcast(parameter.data.clone()))
+
+
 def add_up(parameters: Iterable[torch.nn.Parameter], *numbers: float) -> list[float]:
-    """Sum gradients over all processes, in place, and these numbers with them; none counts as zero."""
+    """Sum gradients over all processes, in place, and these numbers with them; one that no process has stays None."""
     if count() == 1:
         return list(numbers)
     trained = list(parameters)
-    parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained]
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in trained]
     whole: Any = reduce(torch.cat(parts), "sum")
-    for parameter, gradient in zip(trained, whole.split([p.numel() for p in trained])):
-        parameter.grad = gradient.view_as(parameter)
-    sums: Any = reduce(torch.tensor(numbers, dtype=torch.float64, device=whole.device), "sum")
-    return sums.tolist()
+    counts = torch.tensor([*numbers, *(p.grad is not None for p in trained)], dtype=torch.float64, device=whole.device)
+    sums: Any = reduce(counts, "sum")
+    known, reached = sums[: len(numbers)].tolist(), sums[len(numbers) :].tolist()
+    for parameter, gradient, found in zip(trained, whole.split([p.numel() for p in trained]), reached):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if found else None
+    return known

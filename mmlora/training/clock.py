@@ -16,6 +16,7 @@ class Clock:
         self.budget = 60 * (settings.minutes or 0.0)  # seconds; unused where steps are counted
         self.before = 0.0  # seconds spent by earlier processes
         self.save_seconds = 0.0  # of the last checkpoint
+        self.probe_seconds = 0.0  # of the last probe
         self.recent: deque[float] = deque(maxlen=32)  # seconds of a step; lengths vary, so the slowest is reserved
 
     def seconds(self) -> float:
@@ -27,6 +28,11 @@ class Clock:
             return done < self.settings.steps
         reserve = max(self.recent, default=0.0) + 2 * self.save_seconds  # twice: disks waver
         return self.seconds() + reserve < self.budget
+
+    def time_for_a_probe(self) -> bool:
+        """Whether another probe like the last one fits in."""
+        spent = self.seconds() + self.probe_seconds + 2 * self.save_seconds
+        return self.settings.steps is not None or spent < self.budget
 
     def share(self, done: int) -> float:
         """How much of the budget is spent by the middle of the coming step."""

@@ -51,18 +51,19 @@ def fit(
 
     `folder` receives `log.jsonl` and checkpoints. With `resume`, training goes on from the newest verified checkpoint
     there, or begins when there is none; a time budget counts the part before the interruption. `on_step` receives each
-    record, and what `probe` found stands in the record of its moment as `validation`. Seeds the global random generators.
+    record; what `probe` found stands in the record of its moment as `validation`. Seeds the global random generators.
     Raises `TrainingError`, `CheckpointError` (made by another run, or the disk is full before the first step) and
     `AdapterError` (a tower without gradient).
     """
     run = _Run(model, data, settings, Path(folder), probe)
     try:
         run.begin(resume)
-        with fused(run.model) if settings.fused else nullcontext():
-            while run.goes_on():
+        fast = fused(run.model) if settings.fused else nullcontext()
+        while run.goes_on():
+            with fast:
                 record = run.step()
-                if on_step:
-                    on_step(record)
+            if on_step:  # outside: it may copy the model, or switch its adapter off
+                on_step(record)
         run.save()
     finally:
         run.close()
@@ -78,6 +79,7 @@ class _Place:
     position: int = 0  # batches taken from this epoch
     samples: int = 0
     tokens: int = 0
+    probed: float = 0.0  # share of the budget where the last probe ended
 
 
 class _Run:
@@ -99,20 +101,19 @@ class _Run:
             torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         )
         self.place, self.journal = _Place(), Journal(folder, quiet=not processes.first())
-        self.micro = (
-            settings.micro_batch_size or settings.batch_size
-        )  # samples a forward pass; halved where they do not fit
+        self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved if too many
         self.order: list[list[int]] = []
         self.saved_step: int | None = None
         self.saved_at = 0.0  # seconds
         self.all_reached = False  # every tower that trains has had a gradient
 
-    # The steps.
-
     def begin(self, resume: bool):
         found = processes.said(checkpoint.newest(self.folder) if processes.first() else None)
         if found and not resume:
             raise TrainingError(f"{found.path} is of an earlier run; resume it or choose another folder")
+        if len(numbers := set(processes.gathered(precision()))) > 1:
+            raise TrainingError(f"the processes multiply {' and '.join(numbers)}; set MMLORA_PRECISION for all of them")
+        processes.share_start(self.parameters)
         set_seed(self.settings.seed, device_specific=True)  # each process drops other units
         training_mode(self.model)
         if found:
@@ -123,14 +124,13 @@ class _Run:
 
     def goes_on(self) -> bool:
         """Whether there is time for one more step, by the first process's clock."""
-        step = self.place.step
-        time_left, self.share = processes.agreed(self.clock.time_for_a_step(step), self.clock.share(step))
-        return bool(time_left)
+        return bool(*processes.agreed(self.clock.time_for_a_step(self.place.step)))
 
     def step(self) -> dict:
         place, clock = self.place, self.clock
         began = clock.seconds()
-        rate = self.settings.learning_rate * schedule(self.share, self.settings.warmup_share)
+        (share,) = processes.agreed(clock.share(place.step))
+        rate = self.settings.learning_rate * schedule(share, self.settings.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.next_batch()
@@ -156,12 +156,12 @@ class _Run:
             norms = ", ".join(f"{tower} {value:.3g}" for tower, value in by_tower.items())
             self.journal.say(f"gradient norm at step {place.step}: {norms}")
         clock.recent.append(clock.seconds() - began)
-        share, late = processes.agreed(
-            clock.share(place.step), clock.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes
-        )
-        if self.probe and self.probe.due(share, sum("validation" in r for r in self.journal.records)):
+        late = clock.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes
+        share, late, fits = processes.agreed(clock.share(place.step), late, clock.time_for_a_probe())
+        if self.probe and fits and self.probe.due(share, place.probed):
+            before = clock.seconds()
             record["validation"] = self.probe.measure()
-            training_mode(self.model)
+            clock.probe_seconds, place.probed = clock.seconds() - before, *processes.agreed(clock.share(place.step))
         self.journal.write(record, share, clock.seconds_left(place.step))
         if late:
             self.save()

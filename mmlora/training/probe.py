@@ -15,6 +15,6 @@ class Probe:
     measure: Callable[[], dict]  # `{"correct": …, "n": …}` of the model as it is
     shares: Sequence[float] = SHARES  # of the budget, ascending
 
-    def due(self, share: float, taken: int) -> bool:
-        """Whether, at this share of the budget, more moments have passed than were taken."""
-        return sum(moment <= share for moment in self.shares) > taken
+    def due(self, share: float, last: float) -> bool:
+        """Whether a moment has come between the share of the budget where the last probe ended and this one."""
+        return any(last < moment <= share for moment in self.shares)
