@@ -136,7 +136,7 @@ def test_states_that_are_not_finite_are_an_error(samples, adapted, tmp_path):
 
 
 def test_a_prefix_that_does_not_fit_in_memory_is_computed_in_parts(samples, adapted, tmp_path, monkeypatch, capsys):
-    model, lower, sizes = adapted(), cache._lower, []
+    model, lower, sizes = adapted(), cache.lower, []
     whole = PrefixCache.build(model, samples, tmp_path / "whole").hidden.copy()
 
     def small(model, batch, first):
@@ -145,7 +145,7 @@ def test_a_prefix_that_does_not_fit_in_memory_is_computed_in_parts(samples, adap
             torch.empty(2**60)  # more than any machine has
         return lower(model, batch, first)
 
-    monkeypatch.setattr(cache, "_lower", small)
+    monkeypatch.setattr(cache, "lower", small)
     parts = PrefixCache.build(model, samples, tmp_path / "parts").hidden
     assert sizes == [4, 2, 2] and "from now on 2 samples at a time" in capsys.readouterr().out
     assert np.abs(parts.view(np.float16) - whole.view(np.float16)).max() < 0.01

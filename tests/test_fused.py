@@ -11,7 +11,9 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from mmlora.adapters import files, lora
-from mmlora.adapters.fused import GELU, SILU, Product, _Attention, _bias, _Gated, _Product, _Rotated, fused
+from mmlora.adapters.fused import fused
+from mmlora.adapters.kernels import GELU, SILU, Attention, Gated, Normed, Rotated, bias_of
+from mmlora.adapters.products import Product, stacked
 from mmlora.encoding.prompts import asked, taught
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import evaluate
@@ -66,16 +68,21 @@ def test_the_products_derivative(bias):
     modules = [model.base_model.model[name] for name in ("q", "k", "v")]
     product, x = Product(modules, torch.float64), wide(7, 6)
     expected = torch.cat([module(x) for module in modules], -1)
-    assert torch.allclose(product(x), expected)
-    assert gradcheck(lambda x, *factors: _Product.apply(x, product, *factors), (x, *product.factors))
+
+    def computed(x, *_):  # finite differences move the factors in place
+        stacked([product])
+        return product(x)
+
+    assert torch.allclose(computed(x), expected)
+    assert gradcheck(computed, (x, *product.factors))
 
 
 def test_the_rotations_derivative():
     angles = torch.randn(2, 5, 4, dtype=torch.float64)
     x, cos, sin = wide(2, 5, 3, 8), *(torch.cat([f(angles), f(angles)], -1) for f in (torch.cos, torch.sin))
-    turned = _Rotated.apply(x, cos, sin)
+    turned = Rotated.apply(x, cos, sin)
     assert turned.shape == (2, 3, 5, 8) and torch.allclose(turned.norm(dim=-1), x.transpose(1, 2).norm(dim=-1))
-    assert gradcheck(_Rotated.apply, (x, cos, sin))
+    assert gradcheck(Rotated.apply, (x, cos, sin))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -84,17 +91,23 @@ def test_the_attentions_derivative_and_value(masked):
     mask = torch.ones(5, 5).tril().bool().expand(2, 1, 5, 5).clone()
     mask[1, :, :, 0] = not masked  # one sample does not look at its first token
     mask[1, :, 0, 0] = True
-    bias = _bias(mask if masked else None, 5, 5)
-    ours = _Attention.apply(query, key, value, bias, 0.3)
+    bias = bias_of(mask if masked else None, 5, 5)
+    ours = Attention.apply(query, key, value, bias, 0.3)
     seen = mask if masked else torch.ones(5, 5).tril().bool()
     theirs = nn.functional.scaled_dot_product_attention(query, key, value, seen, scale=0.3, enable_gqa=True)
     assert torch.allclose(ours, theirs)
-    assert gradcheck(lambda *x: _Attention.apply(*x, bias, 0.3), (query, key, value))
+    assert gradcheck(lambda *x: Attention.apply(*x, bias, 0.3), (query, key, value))
 
 
 @pytest.mark.parametrize("act", [SILU, GELU])
 def test_the_gates_derivative(act):
-    assert gradcheck(lambda both: _Gated.apply(both, act), wide(4, 6))
+    assert gradcheck(lambda both: Gated.apply(both, act), wide(4, 6))
+
+
+def test_the_norms_derivative_and_value():
+    x, weight = wide(4, 6), torch.randn(6, dtype=torch.float64)
+    assert torch.allclose(Normed.apply(x, weight, 1e-3), nn.functional.rms_norm(x, (6,), weight, 1e-3))
+    assert gradcheck(lambda x: Normed.apply(x, weight, 1e-3), (x,))
 
 
 # The layers, against the plain ones.
@@ -195,13 +208,42 @@ def sentence(model, samples, capsys) -> str:
     return said.out + said.err
 
 
-def test_dropout_takes_the_plain_path(tiny_vlm, capsys):
-    model = moved(lora.attach(copy.deepcopy(tiny_vlm.model), rank=4, dropout=0.5)).eval()
-    said = sentence(model, Samples(tiny_vlm, LESSONS), capsys)
-    assert (
-        said
-        == "LlamaDecoderLayer takes the plain path, which is slower: its adapter is more than one plain LoRA without dropout\n"
+def test_dropout_takes_the_plain_path_while_it_drops(tiny_vlm, capsys):
+    model, samples = moved(lora.attach(copy.deepcopy(tiny_vlm.model), rank=4, dropout=0.5)), Samples(tiny_vlm, LESSONS)
+    model.eval()
+    loss, _ = learned(model, samples)
+    capsys.readouterr()
+    with fused(model):
+        assert learned(model, samples)[0] == pytest.approx(loss, rel=1e-5)
+        assert all("forward" in vars(layer) for layer in decoder_layers(model)[2:])
+        assert capsys.readouterr().err == ""
+        model.train()
+        torch.manual_seed(5)
+        dropped = learned(model, samples)[0]
+    said = capsys.readouterr()
+    assert "LlamaDecoderLayer takes the plain path, which is slower: it drops units" in said.out + said.err
+    torch.manual_seed(5)
+    assert learned(model, samples)[0] == dropped != loss
+
+
+def test_an_adapter_that_moved_is_the_one_that_computes(tiny_vlm):
+    """Also where the lowest layer takes the plain path, and where an optimizer steps between two passes."""
+    model, samples = (
+        moved(lora.attach(copy.deepcopy(tiny_vlm.model), rank=4, layers=(1, 2, 3))),
+        Samples(tiny_vlm, LESSONS),
     )
+    model.train()
+    odd = decoder_layers(model)[1].mlp.act_fn
+    odd.__dict__["forward"] = lambda gate: nn.functional.silu(1.01 * gate)
+    fast = fused(model)
+    for seed in (1, 2, 3):
+        moved(model, seed)
+        loss, gradients = learned(model, samples)
+        with fast:
+            same_loss, same = learned(model, samples)
+        assert same_loss == pytest.approx(loss, rel=1e-5)
+        for tensor in gradients:
+            assert torch.dist(gradients[tensor], same[tensor]) <= 1e-4 * gradients[tensor].norm(), tensor
 
 
 def test_two_adapters_at_once_take_the_plain_path(tiny_vlm, capsys):

@@ -244,12 +244,10 @@ def test_slots_without_their_picture_are_an_error(tiny_vlm, batch):
 
 
 def test_a_second_picture_in_a_cached_conversation_is_an_error_and_not_overlooked(tiny_vlm, batch):
-    past = tiny_vlm.model(**batch, use_cache=True).past_key_values
+    past = tiny_vlm.model(**batch, use_cache=True).cache
     twice = torch.cat([batch["attention_mask"]] * 2, dim=1)
     with pytest.raises(ValueError, match="pass pixel_values to the first call"):
-        tiny_vlm.model(
-            batch["input_ids"], pixel_values=batch["pixel_values"], past_key_values=past, attention_mask=twice
-        )
+        tiny_vlm.model(batch["input_ids"], pixel_values=batch["pixel_values"], cache=past, attention_mask=twice)
 
 
 def test_a_picture_without_slots_is_an_error(tiny_vlm, batch):

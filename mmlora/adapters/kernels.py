@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers.activations import GELUTanh, SiLUActivation
 
 LEAST = torch.finfo(torch.float32).min
-GELU = partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward, approximate="tanh")
-SILU = F.silu, torch.ops.aten.silu_backward
-ACTS = {nn.SiLU: SILU, SiLUActivation: SILU, GELUTanh: GELU}  # what each gives, and its gradient
+GELU = partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward.grad_input, approximate="tanh")
+SILU = F.silu, torch.ops.aten.silu_backward.grad_input
+ACTS = {nn.SiLU: SILU, SiLUActivation: SILU, GELUTanh: GELU}  # what each gives, and its gradient into a tensor
 
 
 class Rotated(Function):
@@ -79,17 +79,47 @@ class Gated(Function):
 
     @staticmethod
     def forward(ctx: Any, both: torch.Tensor, act: tuple[Callable, Callable]) -> torch.Tensor:
-        ctx.save_for_backward(both)
-        ctx.act = act
         gate, up = both.chunk(2, -1)
-        return act[0](gate).mul_(up)
+        acted = act[0](gate)
+        ctx.save_for_backward(both, acted)
+        ctx.act_backward = act[1]
+        return acted * up
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        (both,), (act, act_backward) = ctx.saved_tensors, ctx.act
-        gate, up = both.chunk(2, -1)
-        return torch.cat([act_backward(gradient * up, gate), act(gate).mul_(gradient)], -1), None
+        both, acted = ctx.saved_tensors
+        (gate, up), found = both.chunk(2, -1), torch.empty_like(both)
+        into_gate, into_up = found.chunk(2, -1)
+        torch.mul(acted, gradient, out=into_up)
+        ctx.act_backward(gradient * up, gate, grad_input=into_gate)
+        return found, None
+
+
+class Normed(Function):
+    """x / rms(x) · weight of (tokens, width) (Zhang and Sennrich 2019, 1910.07467); the weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        inverse = torch.linalg.vecdot(x, x).unsqueeze(-1).div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+        x, weight, inverse = ctx.saved_tensors
+        weighted = gradient * weight
+        along = torch.linalg.vecdot(weighted, x).unsqueeze(-1).mul_(inverse**2).div_(-x.shape[-1])
+        return weighted.addcmul_(x, along).mul_(inverse), None, None
+
+
+def norm_of(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A norm as Llama has it, with its backward by hand; any other as it is."""
+    weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+    if weight is None or epsilon is None or weight.requires_grad or weight.dtype != torch.float32:
+        return module
+    return lambda x: Normed.apply(x, weight, epsilon) if x.dtype == torch.float32 else module(x)
 
 
 def bias_of(mask: torch.Tensor | None, length: int, whole: int) -> torch.Tensor:

@@ -40,7 +40,7 @@ def log_likelihoods(
         picked = logits[i, -len(tokens) :].gather(-1, tokens[:, None])[:, 0]
         totals.append((picked - norms[i, -len(tokens) :]).sum())
     if max(map(len, tails)) > 1:
-        totals = [a + b for a, b in zip(totals, _tail_likelihoods(vlm, batch, prefix.past_key_values, owners, tails))]
+        totals = [a + b for a, b in zip(totals, _tail_likelihoods(vlm, batch, prefix.cache, owners, tails))]
     numbers = iter(torch.stack(totals).tolist())
     return [[next(numbers) for _ in lists] for lists in continuations]
 
@@ -65,7 +65,7 @@ def _tail_likelihoods(vlm: VLM, batch: dict, past: Cache, owners: list[int], tai
         whole["position_ids"] = (whole["attention_mask"].cumsum(-1) - 1 + core.rope_deltas[rows]).expand(3, -1, -1)
     # The model's own rule says what a forward over a filled cache needs: it differs between architectures.
     step = vlm.model.prepare_inputs_for_generation(
-        **whole, past_key_values=past, next_sequence_length=width, use_cache=True, is_first_iteration=False
+        **whole, cache=past, next_sequence_length=width, use_cache=True, is_first_iteration=False
     )
     logits = vlm.model(**step).logits.float()
     picked = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0]

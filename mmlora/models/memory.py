@@ -20,7 +20,7 @@ from mmlora.errors import MMLoraError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # names of glibc's malloc.h
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # names of glibc's malloc.h
 
 
 class OutOfMemory(MMLoraError):
@@ -68,7 +68,8 @@ def _glibc() -> ctypes.CDLL | None:
 def reuse_blocks() -> bool:
     """Let glibc keep and reuse large freed blocks from now on; False where the C library is another one."""
     library = _glibc()
-    return library is not None and bool(library.mallopt(MMAP_MAX, 0) and library.mallopt(TRIM_THRESHOLD, 2**31 - 1))
+    options = ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (ARENA_MAX, 1))  # one heap: backward has a thread of its own
+    return library is not None and all(library.mallopt(name, value) for name, value in options)
 
 
 def give_back() -> None:

@@ -124,12 +124,12 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         attention_mask=None,
         pixel_values=None,
         position_ids=None,
-        past_key_values=None,
+        cache=None,
         use_cache=None,
         **unused,
     ):
         """Hidden states (batch, length, hidden) after the final norm, first, and the KV cache."""
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        seen = cache.get_seq_length() if cache is not None else 0
         visual = self.get_image_features(pixel_values) if pixel_values is not None and not seen else None
         if visual is None and (input_ids == self.config.image_token_id).any():
             raise ValueError(
@@ -141,7 +141,7 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
             inputs_embeds=self.embed(input_ids, visual),
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
         )
 
@@ -180,21 +180,21 @@ class SmolBridgeForConditionalGeneration(SmolBridgePreTrainedModel, GenerationMi
         attention_mask=None,
         pixel_values=None,
         position_ids=None,
-        past_key_values=None,
+        cache=None,
         labels=None,
         use_cache=None,
         logits_to_keep: int | torch.Tensor = 0,
         **unused,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, kept, vocabulary); with `labels` (-100 = not supervised) also the mean loss, shifted once."""
-        said = self.model(input_ids, attention_mask, pixel_values, position_ids, past_key_values, use_cache)
-        hidden, past = said.last_hidden_state, said.past_key_values
+        said = self.model(input_ids, attention_mask, pixel_values, position_ids, cache, use_cache)
+        hidden, past = said.last_hidden_state, said.cache
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         logits = self.lm_head(hidden[:, kept] if not isinstance(kept, int) else hidden)
         loss = None
         if labels is not None:
             loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, cache=past)
 
 
 AutoConfig.register("smolbridge", SmolBridgeConfig)

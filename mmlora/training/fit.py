@@ -98,7 +98,9 @@ class _Run:
         self.accelerator = Accelerator(mixed_precision=precision(), cpu=processes.on_processor())
         self.model = model.to(self.accelerator.device)
         self.optimizer = self.accelerator.prepare(
-            torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+            torch.optim.AdamW(
+                self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            )
         )
         self.place, self.journal = _Place(), Journal(folder, quiet=not processes.first())
         self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved if too many
@@ -156,11 +158,12 @@ class _Run:
             norms = ", ".join(f"{tower} {value:.3g}" for tower, value in by_tower.items())
             self.journal.say(f"gradient norm at step {place.step}: {norms}")
         clock.recent.append(clock.seconds() - began)
-        late = clock.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes
-        share, late, fits = processes.agreed(clock.share(place.step), late, clock.time_for_a_probe())
+        is_late = clock.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes
+        share, late, fits = processes.agreed(clock.share(place.step), is_late, clock.time_for_a_probe())
         if self.probe and fits and self.probe.due(share, place.probed):
             before = clock.seconds()
             record["validation"] = self.probe.measure()
+            training_mode(self.model)
             clock.probe_seconds, place.probed = clock.seconds() - before, *processes.agreed(clock.share(place.step))
         self.journal.write(record, share, clock.seconds_left(place.step))
         if late:
@@ -208,9 +211,7 @@ class _Run:
         if supervised == 0:
             raise TrainingError(f"no token of the samples {self.names(batch)} is supervised; check their labels")
         self.accelerator.unscale_gradients()
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.div_(supervised)
+        torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], supervised)
         return total / supervised, int(supervised)
 
     def reached(self) -> dict[Tower, float] | None:
