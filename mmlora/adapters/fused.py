@@ -140,6 +140,7 @@ class fused:
         self.model, self.dtype = model, base_model(model).dtype if precision() == "no" else DTYPES[precision()]
         self.head = converted(base_model(model).get_output_embeddings(), self.dtype)
         self.made: dict[nn.Module, FusedLayer | None] = {}  # None: takes the plain path
+        self.version: int | None = None  # of all factors, where they were stacked without a gradient
 
     def __enter__(self) -> None:
         with ExitStack() as stack:
@@ -174,5 +175,9 @@ class fused:
             return found
         fit = [each for each in self.made.values() if each]
         if found is fit[0]:  # a forward pass begins
-            stacked(product for each in fit for product in each.products)
+            products = [product for each in fit for product in each.products]
+            version = sum(factor._version for product in products for factor in product.factors)
+            if torch.is_grad_enabled() or version != self.version:  # while a model speaks, nothing moves
+                stacked(products)
+            self.version = None if torch.is_grad_enabled() else version
         return found

@@ -6,13 +6,12 @@ import os
 from collections.abc import Sequence
 
 import torch
-from transformers import Cache
 
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import IGNORED
-from mmlora.encoding.sample import SAID, encode
-from mmlora.evaluation.inference import left_padded
-from mmlora.models.vlm import VLM, base_model
+from mmlora.encoding.sample import encode
+from mmlora.evaluation.inference import Speech, begun, left_padded
+from mmlora.models.vlm import VLM
 
 
 def log_likelihoods(
@@ -27,9 +26,7 @@ def log_likelihoods(
     prompts = [encode(vlm.processor, c).followed_by(start) for c, start in zip(conversations, starts)]
     batch = left_padded(vlm, prompts)
     keep = max(map(len, starts)) + 1
-    if hasattr(base_model(vlm.model).model, "rope_deltas"):
-        base_model(vlm.model).model.rope_deltas = None  # of an earlier batch
-    prefix = vlm.model(**batch, use_cache=True, logits_to_keep=keep)
+    prefix, speech = begun(vlm, batch, keep)
     logits = prefix.logits.float()
     norms = logits.logsumexp(-1)
     owners = [i for i, lists in enumerate(continuations) for _ in lists]
@@ -40,33 +37,20 @@ def log_likelihoods(
         picked = logits[i, -len(tokens) :].gather(-1, tokens[:, None])[:, 0]
         totals.append((picked - norms[i, -len(tokens) :]).sum())
     if max(map(len, tails)) > 1:
-        totals = [a + b for a, b in zip(totals, _tail_likelihoods(vlm, batch, prefix.cache, owners, tails))]
+        totals = [a + b for a, b in zip(totals, _tail_likelihoods(speech, owners, tails))]
     numbers = iter(torch.stack(totals).tolist())
     return [[next(numbers) for _ in lists] for lists in continuations]
 
 
-def _tail_likelihoods(vlm: VLM, batch: dict, past: Cache, owners: list[int], tails: list[list[int]]) -> torch.Tensor:
+def _tail_likelihoods(speech: Speech, owners: list[int], tails: list[list[int]]) -> torch.Tensor:
     """Summed log-probabilities (rows,) of each tail's second and later tokens, reusing the prompts' cache."""
-    device, core = batch["input_ids"].device, base_model(vlm.model).model
-    rows = torch.tensor(owners, device=device)
-    past.batch_select_indices(rows)
+    device = speech.tokens["input_ids"].device
+    speech.keep(torch.tensor(owners, device=device))
     width = max(map(len, tails)) - 1
     inputs, targets = (
         torch.tensor([t[a : len(t) - b] + [fill] * (width + 1 - len(t)) for t in tails], device=device)
         for a, b, fill in ((0, 1, 0), (1, 0, IGNORED))
     )
-    new = {"input_ids": inputs, "attention_mask": (targets != IGNORED).long()}
-    by_token = {name: t[rows] for name, t in batch.items() if t.shape == batch["input_ids"].shape}
-    whole = {
-        name: torch.cat([t, new.get(name, torch.full_like(inputs, SAID.get(name, 0)))], dim=1)
-        for name, t in by_token.items()
-    }
-    if getattr(core, "rope_deltas", None) is not None:  # Qwen's models count on from where a row's picture moved them
-        whole["position_ids"] = (whole["attention_mask"].cumsum(-1) - 1 + core.rope_deltas[rows]).expand(3, -1, -1)
-    # The model's own rule says what a forward over a filled cache needs: it differs between architectures.
-    step = vlm.model.prepare_inputs_for_generation(
-        **whole, cache=past, next_sequence_length=width, use_cache=True, is_first_iteration=False
-    )
-    logits = vlm.model(**step).logits.float()
+    logits = speech.hear(inputs, (targets != IGNORED).long()).logits.float()
     picked = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     return (picked - logits.logsumexp(-1)).masked_fill(targets == IGNORED, 0.0).sum(-1)
