@@ -1,0 +1,192 @@
+"""How soon is an accuracy reached? One training of so many minutes, asked on the way how many validation problems it solves.
+
+    python benchmarks/time_to_accuracy.py e --minutes 10 --seed 0
+    python benchmarks/time_to_accuracy.py a --minutes 10 --seed 0
+
+Contenders are those of `speed.py`: (a) transformers' Trainer with peft, all layers; (c) ours, all layers, nothing cached;
+(e) ours, upper half, cached up to there. Same problems, batch, rank, peak rate and schedule over the same minutes, in which
+the cache is filled and the questions are asked, too; what is reached is told in minutes without the asking. Writes
+results/time_to_accuracy/MODEL-CONTENDER-SEED.json.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from mmlora.adapters.files import load_vlm
+from mmlora.adapters.lora import attach
+from mmlora.budget import Budget
+from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.prompts import taught
+from mmlora.encoding.sample import collate
+from mmlora.encoding.samples import Samples
+from mmlora.evaluation.answering import evaluate
+from mmlora.models.precision import device, precision
+from mmlora.models.vlm import VLM, decoder_layers
+from mmlora.paths import RESULTS
+from mmlora.problems.load import load_problems
+from mmlora.problems.record import Problem
+from mmlora.reporting import machine
+from mmlora.training.fit import fit
+from mmlora.training.order import schedule
+from mmlora.training.probe import Probe
+from mmlora.training.settings import TrainSettings
+
+MARKS = (60, 70, 80, 85)  # per cent
+
+
+@dataclass
+class Exam:
+    """A model's answers on the way; the clock stands while it is asked."""
+
+    vlm: VLM
+    problems: list[Problem]
+    began: float = field(default_factory=perf_counter)
+    asking: float = 0.0  # seconds so far
+    answers: list[dict] = field(default_factory=list)
+
+    def minutes(self) -> float:
+        return (perf_counter() - self.began - self.asking) / 60
+
+    def ask(self, model: nn.Module) -> dict:
+        at, began = self.minutes(), perf_counter()
+        said = evaluate(self.vlm.with_model(model), self.problems, "generate", batch_size=64, progress=False)
+        found = {"minutes": round(at, 2), "correct": sum(answer.correct for answer in said), "n": len(said)}
+        self.answers.append(found)
+        print(found, flush=True)
+        self.asking += perf_counter() - began
+        return found
+
+
+class ByTheClock(TrainerCallback):
+    """Our schedule and our moments for a Trainer."""
+
+    def __init__(self, exam: Exam, model: nn.Module, settings: TrainSettings, moments: list[float]):
+        self.exam, self.model, self.settings, self.moments = exam, model, settings, moments
+        self.samples = 0
+
+    def share(self) -> float:
+        return (self.exam.minutes() + self.exam.asking / 60) / (self.settings.minutes or 1)
+
+    def on_step_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * schedule(self.share(), self.settings.warmup_share)
+
+    def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
+        self.samples += self.settings.batch_size
+        if self.moments and self.share() >= self.moments[0]:
+            self.moments = [moment for moment in self.moments if moment > self.share()]
+            self.exam.ask(self.model)
+            self.model.train()
+        control.should_training_stop = self.share() >= 1
+
+
+def by_trainer(exam: Exam, samples: Samples, settings: TrainSettings, moments: list[float], folder: Path) -> int:
+    """(a) Samples seen."""
+    model = attach(exam.vlm.model, layers=range(len(decoder_layers(exam.vlm.model))), seed=settings.seed)
+    clock = ByTheClock(exam, model, settings, moments)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        max_steps=10**6,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        bf16=precision() == "bf16",
+        fp16=precision() == "fp16",
+        use_cpu=device().type == "cpu",
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    Trainer(model, arguments, train_dataset=samples, data_collator=collate, callbacks=[clock]).train()
+    return clock.samples
+
+
+def by_us(
+    exam: Exam, samples: Samples, settings: TrainSettings, moments: list[float], folder: Path, upper: bool
+) -> int:
+    """(c) and (e), which caches. Samples seen."""
+    depth = len(decoder_layers(exam.vlm.model))
+    model = attach(exam.vlm.model, layers=range(depth // 2 if upper else 0, depth), seed=settings.seed)
+    data: Any = PrefixCache.build(model, samples, folder / "cache") if upper else samples
+    settings = replace(settings, minutes=(settings.minutes or 0) - exam.minutes())
+    log = fit(model, data, settings, folder / "run", probe=Probe(lambda: exam.ask(model), moments))
+    return log.samples_seen
+
+
+CONTENDERS: dict[str, Callable[..., int]] = {
+    "a": by_trainer,
+    "c": lambda *given: by_us(*given, upper=False),
+    "e": lambda *given: by_us(*given, upper=True),
+}
+
+
+def reached(answers: list[dict]) -> dict[str, float | None]:
+    """Minutes until each mark, a line drawn from one answer to the next; None where it was not reached."""
+    found: dict[str, float | None] = {}
+    points = [(0.0, 0.0), *((a["minutes"], 100 * a["correct"] / a["n"]) for a in answers)]
+    for mark in MARKS:
+        pairs = ((x, y) for x, y in zip(points, points[1:]) if y[1] >= mark)
+        first = next(pairs, None)
+        found[str(mark)] = None
+        if first:
+            (before, low), (after, high) = first
+            found[str(mark)] = round(before + (after - before) * (mark - low) / (high - low), 2)
+    return found
+
+
+def main(
+    contender: Annotated[str, typer.Argument(help="a, c or e")],
+    minutes: Annotated[float, typer.Option(help="of the cache, of training and of the answers on the way")] = 10.0,
+    seed: Annotated[int, typer.Option(help="of the samples' order and of the adapter's start")] = 0,
+    model: Annotated[str, typer.Option(help="what load_vlm takes")] = "smolbridge",
+    problems: Annotated[int, typer.Option(help="of the validation split, at each moment")] = 500,
+    moments: Annotated[int, typer.Option(help="how often it is asked, the last time at the end")] = 6,
+):
+    """Train one contender and write results/time_to_accuracy/MODEL-CONTENDER-SEED.json."""
+    vlm = load_vlm(model)
+    vlm.model.requires_grad_(False)
+    train, asked = (
+        load_problems("minisqa", "train", Budget(minutes).train_problems),
+        load_problems("minisqa", "validation", problems),
+    )
+    samples = Samples(vlm, [taught(problem, "explanation_answer") for problem in train])
+    shares = [0.9 * (i + 1) / moments for i in range(moments)]  # the last one must still fit in
+    exam, began = Exam(vlm, asked), machine.git_state()
+    with tempfile.TemporaryDirectory() as folder:
+        seen = CONTENDERS[contender](exam, samples, TrainSettings(minutes=minutes, seed=seed), shares, Path(folder))
+    record = {
+        "model": vlm.name,
+        "contender": contender,
+        "answers": exam.answers,
+        "reached": reached(exam.answers),
+        "samples_seen": seen,
+        "settings": {"minutes": minutes, "seed": seed, "problems": len(asked), "train_problems": len(train)},
+        "machine": machine.machine(),
+        "versions": machine.versions(),
+        "git": began,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    target = RESULTS / "time_to_accuracy" / f"{Path(model).name}-{contender}-{seed}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{record['reached']} -> {target}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
