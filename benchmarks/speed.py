@@ -7,7 +7,8 @@
 (a) transformers' Trainer with peft, all decoder layers; (b) TRL's SFTTrainer as it comes for a picture model, the loss on the
 completion only, and without its recomputation of activations, which is on by default and slower; (c) ours, nothing cached, all layers; (d) ours, pictures cached, all layers; (e) ours, upper half, cached up
 to there; (before) the same as e through the plain layers of transformers and peft. Every contender sees the same problems in the
-same batches, the same rank, seed and optimizer, and its whole loop is timed, data included. Writes results/speed/MODEL.json.
+same batches, the same rank, seed and optimizer, and its whole loop is timed, data included. Writes results/speed/MODEL.json; what it
+holds of other numbers stays, each with its own machine, versions and date.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -192,12 +194,15 @@ def operations(vlm: VLM, samples: list[Sample], upper: bool) -> float:
     return 4 * (weights * tokens + head * supervised) / len(samples)
 
 
+def pictured(count: int) -> list[Conversation]:
+    """So many problems that have a picture, with what is to be said."""
+    problems = (problem for problem in minisqa.generate("train", 8 * count) if problem.image is not None)
+    return [taught(problem, "explanation_answer") for problem in islice(problems, count)]
+
+
 def measure(name: str, model: str, sizes: Sizes, folder: Path) -> dict:
     """One contender, in a process of its own."""
-    vlm, lessons = load_vlm(model), []
-    for problem in minisqa.generate("train", 8 * sizes.problems):
-        if problem.image is not None and len(lessons) < sizes.problems:
-            lessons.append(taught(problem, "explanation_answer"))
+    vlm, lessons = load_vlm(model), pictured(sizes.problems)
     samples = Samples(vlm, lessons)
     encoded = [samples[i] for i in range(len(samples))]
     order = batches([len(sample) for sample in encoded], sizes.batch, seed=0, epoch=0)
@@ -271,9 +276,12 @@ def main(
         found = measure(contender, model, sizes, folder)
         print("\n" + json.dumps(found))
         return
+    target = RESULTS / "speed" / f"{model.replace('/', '--')}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {"model": model}
+    state = metrics.git_state()
     with tempfile.TemporaryDirectory() as work:
         path = str(random_model(Path(work) / "model")) if model == "smolvlm-256m" else model
-        record: dict[str, Any] = {"model": model}
         for chosen in numbers.split(","):
             taken: list[dict[str, dict]] = []
             for turn in range(turns):
@@ -281,18 +289,15 @@ def main(
                 print(
                     chosen, turn + 1, {n: round(f["samples_per_second"], 2) for n, f in taken[-1].items()}, flush=True
                 )
-            record[chosen] = summary(taken, sizes)
-    record |= {
-        "settings": {**asdict(sizes), "turns": turns, "contenders": only},
-        "machine": metrics.machine(),
-        "versions": metrics.versions(),
-        "peers": {name: version(name) for name in ("trl",) if find_spec(name)},
-        "git": metrics.git_state(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    target = RESULTS / "speed" / f"{model.replace('/', '--')}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=1) + "\n")
+            record[chosen] = summary(taken, sizes) | {
+                "settings": {**asdict(sizes), "turns": turns, "contenders": only},
+                "machine": metrics.machine(),
+                "versions": metrics.versions(),
+                "peers": {name: version(name) for name in ("trl",) if find_spec(name)},
+                "git": state,
+                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            }
+            target.write_text(json.dumps(record, indent=1) + "\n")
     print(f"-> {target}")
 
 

@@ -1,0 +1,81 @@
+"""Draw the pictures of docs/speed.md from their records: `python -m tools.speed_pictures`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from mmlora.paths import PACKAGE, RESULTS
+from mmlora.reporting.plots import BLUE, DARK, FONT, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, compact_png, sized
+
+DOCS = PACKAGE.parent / "docs"
+NAMES = {
+    "a": "transformers' Trainer with peft",
+    "c": "mmlora, all layers, nothing cached",
+    "e": "mmlora, upper half, cached up to there",
+}
+LOOKS = {"a": (VERMILION, "s", ":"), "c": (ORANGE, "^", "--"), "e": (BLUE, "o", "-")}
+KINDS = (BLUE, SKY, ORANGE, GREEN, PURPLE, GREY)
+
+
+def time_bars(steps: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Milliseconds of a step by kind of work, a bar for each way to take it."""
+    figure = sized(7.5, 1.1 + 0.45 * len(steps))
+    axes = figure.subplots()
+    for row, times in enumerate(steps.values()):
+        left = 0.0
+        for (kind, seconds), colour in zip(times.items(), KINDS):
+            axes.barh(row, 1000 * seconds, left=left, color=colour, edgecolor="white", label=None if row else kind)
+            if seconds > 0.06 * sum(times.values()):
+                at = (left + 500 * seconds, row)
+                axes.annotate(f"{1000 * seconds:.0f}", at, ha="center", va="center", fontsize=FONT, color="white")
+            left += 1000 * seconds
+    axes.set_yticks(range(len(steps)), list(steps))
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds a step")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
+    """Validation accuracy over minutes, a line for each training."""
+    figure = sized(7.5, 3.4)
+    axes, told = figure.subplots(), set()
+    for record in records:
+        who = record["contender"]
+        colour, marker, line = LOOKS[who]
+        minutes = [answer["minutes"] for answer in record["answers"]]
+        right = [100 * answer["correct"] / answer["n"] for answer in record["answers"]]
+        label = None if who in told else NAMES[who]
+        axes.plot(minutes, right, color=colour, marker=marker, linestyle=line, label=label)
+        told.add(who)
+    for mark in (60, 70, 80):
+        axes.axhline(mark, color=GREY, linewidth=0.6, zorder=0)
+    axes.set(xlabel="minutes of filling the cache and of training", xlim=(0, None), ylim=(20, 100))
+    axes.set_ylabel("validation problems right, %", color=DARK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def main() -> None:
+    profile = RESULTS / "speed" / "profile.json"
+    trainings = [json.loads(path.read_text()) for path in sorted((RESULTS / "time_to_accuracy").glob("*.json"))]
+    pictures: dict[Path, Figure] = {}
+    if profile.is_file():
+        record = json.loads(profile.read_text())
+        named = {"plain layers": record["plain"]["by_kind"], "fused layers": record["fused"]["by_kind"]}
+        pictures[DOCS / "step_profile.png"] = time_bars(named)
+    if trainings:
+        pictures[DOCS / "time_to_accuracy.png"] = learning_by_the_clock(trainings)
+    for path, figure in pictures.items():
+        path.write_bytes(compact_png(figure, dpi=140))
+        print(f"-> {path}")
+
+
+if __name__ == "__main__":
+    main()
