@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/speed.md from their records: `python -m tools.speed_pictures`."""
+"""Draw the pictures of docs/speed.md, and its table, from their records: `python -m tools.speed_pictures`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from matplotlib.figure import Figure
 
 from mmlora.paths import PACKAGE, RESULTS
 from mmlora.reporting.plots import BLUE, DARK, FONT, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, compact_png, sized
+from mmlora.reporting.tables import markdown
+from tools.readme import render_readme
 
 DOCS = PACKAGE.parent / "docs"
+UNREACHED = "not reached"
 NAMES = {
     "a": "transformers' Trainer with peft",
     "c": "mmlora, all layers, nothing cached",
@@ -62,6 +65,22 @@ def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
     return figure
 
 
+def table(records: Sequence[Mapping]) -> str:
+    """Minutes until each mark, a row for each training."""
+    marks = list(records[0]["reached"])
+    rows = [
+        [
+            f"({record['contender']}) {NAMES[record['contender']]}",
+            str(record["settings"]["seed"]),
+            f"{record['samples_seen']:,}",
+            *(UNREACHED if minutes is None else f"{minutes:.1f}" for minutes in record["reached"].values()),
+            f"{100 * record['answers'][-1]['correct'] / record['answers'][-1]['n']:.1f}",
+        ]
+        for record in records
+    ]
+    return markdown(["", "seed", "samples seen", *(f"{mark} %" for mark in marks), "last answer, %"], rows)
+
+
 def main() -> None:
     profile = RESULTS / "speed" / "profile.json"
     trainings = [json.loads(path.read_text()) for path in sorted((RESULTS / "time_to_accuracy").glob("*.json"))]
@@ -72,6 +91,10 @@ def main() -> None:
         pictures[DOCS / "step_profile.png"] = time_bars(named)
     if trainings:
         pictures[DOCS / "time_to_accuracy.png"] = learning_by_the_clock(trainings)
+        page = DOCS / "speed.md"
+        page.write_text(
+            render_readme(page.read_text(encoding="utf-8"), {"reached": table(trainings)}), encoding="utf-8"
+        )
     for path, figure in pictures.items():
         path.write_bytes(compact_png(figure, dpi=140))
         print(f"-> {path}")
