@@ -6,11 +6,10 @@ import io
 import json
 import zipfile
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
-
-open_clip = pytest.importorskip("open_clip")
 
 from mmlora.adapters.lora import AdapterError
 from mmlora.openclip import adapters, drawings, scores, train
