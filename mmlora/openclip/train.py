@@ -140,7 +140,7 @@ def tune(
     names: torch.Tensor,
     tokens: torch.Tensor,
     steps: int,
-    rate: float = 1e-3,
+    rate: float = 2e-3,
     seed: int = 0,
 ) -> list[float]:
     """Train what is trainable (an adapter) by naming pictures (n, 3, side, side) among `tokens` (names, length); losses."""
