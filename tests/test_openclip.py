@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import zipfile
 
 import open_clip
@@ -13,7 +16,8 @@ from PIL import Image
 
 from mmlora.adapters.lora import AdapterError
 from mmlora.openclip import adapters, drawings, scores, train
-from mmlora.openclip.assemble import Clip, ClipError, load
+from mmlora.openclip.assemble import Clip, ClipError, assembled, load, save
+from mmlora.paths import PACKAGE
 from mmlora.problems.record import Problem
 
 TINY = {  # ViT-B-32's own kind of towers, a thousandth of its size
@@ -163,3 +167,37 @@ def test_pairs_of_one_name_are_no_rivals():
     pictures, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # each other's
     loss = [train.contrastive(pictures, texts, torch.tensor(10.0), names).item() for names in (same, other)]
     assert loss[0] == pytest.approx(5, abs=0.01) and loss[1] == pytest.approx(10, abs=0.01)
+
+
+def test_from_a_hub_the_same_line_loads_it(tiny, tmp_path):
+    from hubmirror import HubMirror
+    from safetensors.torch import save as as_bytes
+
+    config = json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}).encode()
+    files = {"open_clip_config.json": config, "open_clip_model.safetensors": as_bytes(dict(tiny.model.state_dict()))}
+    program = (
+        "import torch; from mmlora.openclip.assemble import load; clip = load('hf-hub:acme/tiny-clip'); "
+        "print(clip.model.encode_text(clip.tokenizer(['a dog']), normalize=True)[0, :4].tolist())"
+    )
+    with HubMirror() as hub:
+        hub.model("acme/tiny-clip", files)
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=PACKAGE.parent
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    with torch.no_grad():
+        ours = tiny.model.encode_text(tiny.tokenizer(["a dog"]), normalize=True)[0, :4]
+    assert torch.allclose(torch.tensor(json.loads(done.stdout)), ours, atol=1e-5)
+
+
+def test_the_published_towers_meet_in_open_clip_and_are_saved_by_it(tmp_path):
+    clip = assembled()
+    assert "lite0-minilm" in open_clip.list_models()
+    image = clip.preprocess(Image.new("RGB", (96, 96), "red"))[None]
+    again = load(str(save(clip, tmp_path / "kept")))
+    assert {path.suffix for path in (tmp_path / "kept").iterdir()} <= {".json", ".safetensors", ".txt"}, "no pickles"
+    with torch.no_grad():
+        assert torch.equal(clip.model.encode_image(image), again.model.encode_image(image))
+        words = [each.model.encode_text(each.tokenizer(["a drawing of a dog"])) for each in (clip, again)]
+    assert torch.allclose(*words, atol=1e-6)
