@@ -9,7 +9,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 #: folder → where the package keeps it, and what of it is read
 FOLDERS = {
-    "data": ("_data", ("assets", "published_scienceqa.json")),
+    "data": ("_data", ("assets", "drawings", "published_scienceqa.json")),
     "weights": ("_weights", ("*",)),
     "notebooks": ("_notebooks", ("*.ipynb",)),
     "results": ("_results", ("*.json", "one_hour_smolbridge")),  # notebook 05 reads the hour where no run is

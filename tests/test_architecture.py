@@ -31,11 +31,11 @@ LAYERS = (
     ("evaluation",),
     ("reporting",),
     ("settings", "budget", "needs", "experiment", "headless"),
-    ("doctor", "cli", "lessons", "__main__"),
+    ("doctor", "cli", "lessons", "openclip", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 GUESTS = ("minisqa", "smolbridge")  # found by their entry points; each could be a distribution of its own
-HOSTS = ("doctor", "cli", "lessons")  # what may name a guest all the same
+HOSTS = ("doctor", "cli", "lessons", "openclip")  # what may name a guest all the same
 #: Making SmolBridge's connector takes the warm-up and decay of every other training. Nothing else may be added here.
 EXCEPTIONS = {("mmlora.smolbridge.align", "mmlora.training.order")}
 HEAVY = ("torch", "transformers", "peft", "timm", "datasets")

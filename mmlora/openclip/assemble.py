@@ -1,0 +1,104 @@
+"""A CLIP that needs no hub: two published towers from the package index, joined by open_clip's own configuration system."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+import torch
+from open_clip.push_to_hf_hub import save_for_hf
+from PIL import Image
+from torch import nn
+
+from mmlora.errors import MMLoraError
+from mmlora.openclip import tower
+from mmlora.openclip.wheels import text_folder, vision_file
+
+NAME = "lite0-minilm"  # as open_clip knows it
+EMBED = 384  # the width in which picture and name meet; MiniLM's own
+SIDE = 128  # pixels: the drawings hold 96, and a step of LoRA passes through the whole tower
+CONTEXT = 16  # tokens of a text: names in a prompt are short, and every token costs
+
+
+class ClipError(MMLoraError):
+    """A CLIP that cannot be loaded, trained or saved; the message says what to do."""
+
+
+class Clip(NamedTuple):
+    """What open_clip gives: `preprocess(image)` is (3, side, side), `tokenizer(texts)` is (texts, length)."""
+
+    model: nn.Module
+    preprocess: Callable[[Image.Image], torch.Tensor]
+    tokenizer: Callable[[list[str]], torch.Tensor]
+
+
+def configuration(text: str | Path) -> dict:
+    """The model's open_clip configuration; `text` is MiniLM's folder."""
+    vision = {"timm_model_name": tower.NAME, "timm_pool": "", "timm_proj": "mlp", "image_size": SIDE}
+    words = {"hf_model_name": str(text), "hf_tokenizer_name": str(text), "hf_pooler_type": "mean_pooler",
+             "hf_proj_type": "linear", "context_length": CONTEXT}  # fmt: skip
+    return {"embed_dim": EMBED, "vision_cfg": vision, "text_cfg": words}
+
+
+def assembled(seed: int = 0) -> Clip:
+    """The published towers with projections that have learned nothing yet: the text's is the identity, the picture's random.
+
+    Registers the configuration with open_clip under `NAME`. Raises `WeightsError` where a tower cannot be fetched.
+    """
+    file, text = vision_file(), text_folder()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{NAME}.json"
+        path.write_text(json.dumps(configuration(text)))
+        open_clip.add_model_config(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, preprocess = _quietly(NAME)
+    tower.load_published(model.visual.trunk, file)
+    nn.init.eye_(model.text.proj.weight)
+    return Clip(model.eval(), preprocess, open_clip.get_tokenizer(NAME))
+
+
+def load(name: str, pretrained: str | None = None) -> Clip:
+    """A CLIP by open_clip's name ("ViT-B-32" with `pretrained="laion2b_s34b_b79k"`, "hf-hub:…") or from `save`'s folder.
+
+    Raises `ClipError` for a name or tag that open_clip does not know, and for weights of another architecture.
+    """
+    if (Path(name) / "open_clip_config.json").is_file():
+        name = f"local-dir:{name}"
+    elif ":" not in name and name not in open_clip.list_models():
+        near = difflib.get_close_matches(name, open_clip.list_models(), 3, 0.3)
+        raise ClipError(f"open_clip knows no model {name!r}; near it are {', '.join(near) or 'none'}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained and pretrained not in tags and not Path(pretrained).is_file():
+        raise ClipError(f"open_clip has no weights {pretrained!r} for {name}; it has {', '.join(tags) or 'none'}")
+    try:
+        model, preprocess = _quietly(name, pretrained)
+    except (RuntimeError, KeyError) as error:
+        if "state_dict" not in str(error):
+            raise
+        weights = pretrained or name
+        raise ClipError(
+            f"the weights in {weights} are of another architecture than {name}; load them by its name"
+        ) from error
+    return Clip(model.eval(), preprocess, open_clip.get_tokenizer(name))
+
+
+def save(clip: Clip, folder: str | Path) -> Path:
+    """Write model, tokenizer and configuration as open_clip publishes them: `load(folder)` gives the same features."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    clip.model.text.config.save_pretrained(folder)  # so that the folder needs no other one
+    made = configuration(folder.resolve())
+    save_for_hf(clip.model, clip.tokenizer, made, str(folder), safe_serialization=True)
+    return folder
+
+
+def _quietly(name: str, pretrained: str | None = None) -> tuple[nn.Module, Callable]:
+    """open_clip's own loading, never reading a pickle."""
+    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained, weights_only=True)
+    return model, preprocess

@@ -1,0 +1,89 @@
+"""Pictures with names: the same things drawn by several hands, in data/drawings/."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from mmlora.errors import MMLoraError
+from mmlora.paths import DATA
+
+TRAIN = ("noto", "noto-v1", "twemoji", "emojione", "fluent-emoji-flat")  # the hands to learn from
+VALIDATION = "fxemoji"  # the hand that settings are chosen on
+TEST = "openmoji"  # the hand held out whole; CC BY-SA 4.0, so never learned from
+FOLDER = DATA / "drawings"
+
+
+class DrawingError(MMLoraError, ValueError):
+    """A picture or a set of them that cannot be used; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture with its name: RGB, `hand` says who drew it."""
+
+    name: str
+    hand: str
+    image: Image.Image
+
+
+def drawings(hand: str, folder: Path = FOLDER) -> list[Drawing]:
+    """All drawings of a hand, by name. Raises `DrawingError` for an unknown hand and for what is no picture."""
+    file = folder / f"{hand}.zip"
+    if not file.is_file():
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.zip")))
+        raise DrawingError(f"there is no hand called {hand!r} in {folder}; choose among {there}")
+    with zipfile.ZipFile(file) as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".webp"))
+        found = [Drawing(Path(name).stem, hand, readable(archive.read(name), f"{file}: {name}")) for name in names]
+    return unique(found)
+
+
+def licence(hand: str, folder: Path = FOLDER) -> dict[str, str]:
+    """What a hand's package says: hand, licence, author, source, package."""
+    with zipfile.ZipFile(folder / f"{hand}.zip") as archive:
+        return json.loads(archive.read("info.json"))
+
+
+def readable(data: bytes, where: str) -> Image.Image:
+    """The picture in these bytes as RGB. Raises `DrawingError` where it cannot be read."""
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DrawingError(f"{where} is no picture that Pillow reads; replace it or take it out") from error
+
+
+def unique(found: Sequence[Drawing]) -> list[Drawing]:
+    """The drawings as they are. Raises `DrawingError` where one hand has a name twice: which would be right?"""
+    seen = set()
+    for each in found:
+        if (each.hand, each.name) in seen:
+            raise DrawingError(f"{each.hand} has two pictures called {each.name!r}; rename one or take it out")
+        seen.add((each.hand, each.name))
+    return list(found)
+
+
+def kept_out(names: Iterable[str], count: int, seed: int = 0) -> list[str]:
+    """`count` of these names, drawn by lot, in order: names that training shall never see."""
+    return sorted(random.Random(seed).sample(sorted(set(names)), count))
+
+
+def shots(pool: Sequence[Drawing], names: Sequence[str], count: int, seed: int) -> list[int]:
+    """Places in `pool` of `count` drawings of each name, by lot. Raises `DrawingError` for a name with fewer."""
+    places = defaultdict(list)
+    for place, each in enumerate(pool):
+        places[each.name].append(place)
+    lot, chosen = random.Random(seed), []
+    for name in names:
+        if len(places[name]) < count:
+            raise DrawingError(f"{name!r} has {len(places[name])} pictures, fewer than {count} shots; take fewer shots")
+        chosen += lot.sample(places[name], count)
+    return chosen

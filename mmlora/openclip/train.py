@@ -1,0 +1,162 @@
+"""Contrastive training: projections on frozen towers' features, and LoRA through the towers.
+
+The loss is CLIP's (arXiv 2103.00020). Locking the towers and training what joins them is Zhai et al. 2022, arXiv 2111.07991.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, normalize
+from torchvision import transforms
+from tqdm.auto import tqdm
+
+from mmlora.openclip.assemble import Clip
+
+PROMPTS = ("{}", "a drawing of {}", "an icon of {}", "a picture of a {}", "a cartoon of a {}")
+BATCH = 32  # pictures at a time through a tower
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Settings of the projection's training, chosen on a hand and on names that neither training nor the record uses."""
+
+    views: int = 2  # altered copies of every picture beside itself: the tower runs once for each
+    epochs: int = 8  # seconds each
+    batch: int = 512  # pairs that compete
+    rate: float = 1e-3
+    decay: float = 0.1
+    drop: float = 0.3  # of the tower's features: few pictures of each name, many features
+    scale: float = 20.0  # what cosines are multiplied by at the start
+
+
+ALTERED = transforms.Compose([  # another hand is other lines and colours, hardly another shape
+    transforms.RandomAffine(12, (0.08, 0.08), (0.7, 1.1), shear=6, fill=255),
+    transforms.RandomHorizontalFlip(),
+    transforms.ColorJitter(0.3, 0.3, 0.4, 0.08),
+    transforms.RandomGrayscale(0.1),
+])  # fmt: skip
+
+
+@torch.inference_mode()
+def trunk_features(clip: Clip, images: Sequence, views: int = 0, seed: int = 0) -> torch.Tensor:
+    """Pictures → (1 + views, pictures, features) below the projection: themselves and altered copies."""
+    clip.model.eval()
+    found = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for view in range(1 + views):
+            parts = [images[at : at + BATCH] for at in range(0, len(images), BATCH)]
+            for part in tqdm(parts, desc=f"view {view}", unit="batch", leave=False):
+                pixels = [clip.preprocess(ALTERED(image) if view else image) for image in part]
+                found.append(clip.model.visual.trunk(torch.stack(pixels).to(memory_format=torch.channels_last)))
+    return torch.cat(found).view(1 + views, len(images), -1).clone()
+
+
+@torch.inference_mode()
+def sentence_features(clip: Clip, names: Sequence[str], prompts: Sequence[str] = PROMPTS) -> torch.Tensor:
+    """Names → (prompts, names, width) below the text's projection."""
+    text, found = clip.model.text.eval(), []
+    for prompt in prompts:
+        ids = clip.tokenizer([prompt.format(name) for name in names])
+        mask = (ids != text.config.pad_token_id).long()
+        for part, seen in zip(ids.split(128), mask.split(128)):
+            found.append(text.pooler(text.transformer(input_ids=part, attention_mask=seen), seen))
+    return torch.cat(found).view(len(prompts), len(names), -1).clone()
+
+
+def contrastive(pictures: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss of pairs (n, width), both ways; pairs of the same name (n,) are right for each other, not rivals."""
+    logits = scale * normalize(pictures, dim=-1) @ normalize(texts, dim=-1).T
+    same = (names[:, None] == names[None]).float()
+    target = same / same.sum(1, keepdim=True)
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+
+
+def train_heads(
+    clip: Clip,
+    pictures: torch.Tensor,
+    names: torch.Tensor,
+    texts: torch.Tensor,
+    settings: Heads = Heads(),
+    seed: int = 0,
+) -> list[float]:
+    """Train the picture's projection on features of the frozen towers; the losses of all steps.
+
+    The text's projection stays the identity: learning it too named unseen things worse (41.2 instead of 45.2 % on the
+    validation hand) and seen ones hardly better.
+    `pictures` (views, n, features), `names` (n,) into `texts` (prompts, names, width). Standardising the features is folded
+    into the projection's first matrix at the end, so that the model stays an ordinary one.
+    """
+    flat, right = pictures.flatten(0, 1), names.repeat(len(pictures))
+    mean, spread = flat.mean(0), flat.std(0) + 1e-4
+    flat = (flat - mean) / spread
+    image, scale = clip.model.visual.head, clip.model.logit_scale
+    with torch.no_grad():
+        scale.fill_(math.log(settings.scale))
+    parameters = [*image.parameters(), scale]
+    steps = settings.epochs * (len(flat) // settings.batch or 1)
+    optimizer = torch.optim.AdamW(parameters, settings.rate, weight_decay=settings.decay)
+    warm = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=steps)
+    losses, lot = [], torch.Generator().manual_seed(seed)
+    for places in tqdm(_batches(len(flat), settings.batch, steps, lot), total=steps, unit="step"):
+        said = texts[torch.randint(len(texts), places.shape, generator=lot), right[places]]
+        seen = nn.functional.dropout(flat[places], settings.drop)
+        loss = contrastive(image(seen), said, scale.exp(), right[places])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        warm.step()
+        losses.append(loss.item())
+    _fold(image, mean, spread)
+    return losses
+
+
+def _batches(count: int, size: int, steps: int, lot: torch.Generator) -> Iterator[torch.Tensor]:
+    """`steps` batches of places, everything once before anything twice."""
+    places = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(places) < min(size, count):
+            places = torch.randperm(count, generator=lot)
+        yield places[:size]
+        places = places[size:]
+
+
+@torch.no_grad()
+def _fold(head: nn.Module, mean: torch.Tensor, spread: torch.Tensor) -> None:
+    """Let the head's first matrix take features as they are instead of standardised."""
+    first = next(module for module in head.modules() if isinstance(module, nn.Linear))
+    first.weight /= spread
+    first.bias -= first.weight @ mean
+
+
+def tune(
+    clip: Clip,
+    pixels: torch.Tensor,
+    names: torch.Tensor,
+    tokens: torch.Tensor,
+    steps: int,
+    rate: float = 2e-3,
+    seed: int = 0,
+) -> list[float]:
+    """Train what is trainable (an adapter) by naming pictures (n, 3, side, side) among `tokens` (names, length); losses."""
+    parameters = [p for p in clip.model.parameters() if p.requires_grad]
+    optimizer, lot, losses = (
+        torch.optim.AdamW(parameters, rate, weight_decay=0.0),
+        torch.Generator().manual_seed(seed),
+        [],
+    )
+    clip.model.eval()  # batch norms keep their statistics: few pictures have none worth keeping
+    for places in _batches(len(pixels), BATCH, steps, lot):
+        seen = clip.model.encode_image(pixels[places], normalize=True)
+        said = clip.model.encode_text(tokens, normalize=True)
+        loss = cross_entropy(clip.model.logit_scale.exp() * seen @ said.T, names[places])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

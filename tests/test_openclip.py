@@ -1,0 +1,203 @@
+"""OpenCLIP with LoRA: the chain on a tiny ViT-B-32, the drawings, the scores, and one clear sentence for bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from mmlora.adapters.lora import AdapterError
+from mmlora.openclip import adapters, drawings, scores, train
+from mmlora.openclip.assemble import Clip, ClipError, assembled, load, save
+from mmlora.paths import PACKAGE
+from mmlora.problems.record import Problem
+
+TINY = {  # ViT-B-32's own kind of towers, a thousandth of its size
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+WORDS = ["a red circle", "a blue square", "a dog", "a cat"]
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Clip:
+    path = tmp_path / "tiny-vit.json"
+    path.write_text(json.dumps(TINY))
+    open_clip.add_model_config(path)
+    torch.manual_seed(0)
+    return load("tiny-vit")
+
+
+def features(clip, pixels):
+    with torch.no_grad():
+        return clip.model.encode_image(pixels, normalize=True), clip.model.encode_text(
+            clip.tokenizer(WORDS), normalize=True
+        )
+
+
+def write_features(folder, config):
+    """In a fresh process: what the saved weights make of the saved pictures and of `WORDS`."""
+    path = folder / "tiny-vit.json"
+    path.write_text(json.dumps(config))
+    open_clip.add_model_config(path)
+    clip = load("tiny-vit", str(folder / "merged.safetensors"))
+    torch.save(features(clip, torch.load(folder / "pixels.pt", weights_only=True)), folder / "features.pt")
+
+
+def test_an_adapter_on_fused_attention_starts_as_nothing_gets_gradients_moves_and_merges(tiny):
+    pixels, names = torch.rand(4, 3, 32, 32), torch.arange(4)
+    before = features(tiny, pixels)
+    base = {n: p.detach().clone() for n, p in tiny.model.named_parameters()}
+    adapted = adapters.attach(tiny.model, rank=4)
+    clip = tiny._replace(model=adapted)
+    assert all(torch.equal(a, b) for a, b in zip(features(clip, pixels), before)), "B = 0: nothing changes"
+    kinds = {n.split(".lora_")[0] for n, p in adapted.named_parameters() if p.requires_grad}
+    assert any(n.endswith("visual.transformer.resblocks.0.attn") for n in kinds), "the fused projection is adapted"
+    assert all(".lora_" in n for n, p in adapted.named_parameters() if p.requires_grad)
+    train.tune(clip, pixels, names, tiny.tokenizer(WORDS), steps=2)
+    moved = {n: p for n, p in adapted.named_parameters() if "lora_" in n}
+    assert [n for n, p in moved.items() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert [n for n, p in moved.items() if "lora_B" in n and not p.abs().sum() > 0] == []
+    after = features(clip, pixels)
+    assert not torch.allclose(after[0], before[0], atol=1e-4) and not torch.allclose(after[1], before[1], atol=1e-4)
+    merged = tiny._replace(model=adapted.merge_and_unload())
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features(merged, pixels), after))
+    assert base.keys() == dict(merged.model.named_parameters()).keys()
+
+
+def test_saved_and_loaded_in_a_fresh_process_the_features_are_equal(tiny, tmp_path, fresh_process):
+    from safetensors.torch import save_file
+
+    pixels = torch.rand(4, 3, 32, 32)
+    adapted = adapters.attach(tiny.model, rank=2)
+    train.tune(tiny._replace(model=adapted), pixels, torch.arange(4), tiny.tokenizer(WORDS), steps=1)
+    merged = tiny._replace(model=adapted.merge_and_unload())
+    save_file(merged.model.state_dict(), tmp_path / "merged.safetensors")
+    torch.save(pixels, tmp_path / "pixels.pt")
+    assert fresh_process(write_features, tmp_path, TINY) == 0
+    again = torch.load(tmp_path / "features.pt", weights_only=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(again, features(merged, pixels)))
+
+
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_an_adapter_in_one_tower_leaves_the_other_alone(tiny, part):
+    adapted = adapters.attach(tiny.model, rank=2, within=(part,))
+    assert {adapters.part_of(n) for n, p in adapted.named_parameters() if p.requires_grad} == {part}
+
+
+def test_what_cannot_be_attached_or_loaded_says_so(tiny, tmp_path):
+    with pytest.raises(ClipError, match="nothing in the towers vision is called q_proj"):
+        adapters.attach(tiny.model, within=("vision",), targets=("q_proj",))
+    adapted = adapters.attach(tiny.model)
+    with pytest.raises(AdapterError, match="carries an adapter already"):
+        adapters.attach(adapted)
+    with pytest.raises(ClipError, match="knows no model 'ViT-B-33'; near it are .*ViT-B-32"):
+        load("ViT-B-33")
+    with pytest.raises(ClipError, match="no weights 'laion9b' for ViT-B-32; it has .*openai"):
+        load("ViT-B-32", "laion9b")
+    torch.save({"visual.conv1.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ClipError, match="another architecture than tiny-vit"):
+        load("tiny-vit", str(tmp_path / "other.pt"))
+
+
+# -- drawings ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_hand_has_its_licence_and_the_share_alike_one_is_never_learned_from():
+    licences = {
+        hand: drawings.licence(hand)["licence"] for hand in (*drawings.TRAIN, drawings.VALIDATION, drawings.TEST)
+    }
+    assert licences["openmoji"] == "CC-BY-SA-4.0" and drawings.TEST == "openmoji"
+    assert "CC-BY-SA-4.0" not in {licences[hand] for hand in drawings.TRAIN}
+    found = drawings.drawings("openmoji")
+    assert len(found) > 1000 and {each.image.mode for each in found} == {"RGB"}
+    out = drawings.kept_out([each.name for each in found], 200)
+    assert out == drawings.kept_out([each.name for each in reversed(found)], 200) and len(set(out)) == 200
+
+
+def test_bad_drawings_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("cat.webp", b"no picture")
+    with pytest.raises(drawings.DrawingError, match="mine.zip: cat.webp is no picture"):
+        drawings.drawings("mine", tmp_path)
+    with pytest.raises(drawings.DrawingError, match="no hand called 'yours' .*choose among mine"):
+        drawings.drawings("yours", tmp_path)
+    cat = drawings.Drawing("cat", "mine", Image.new("RGB", (8, 8)))
+    with pytest.raises(drawings.DrawingError, match="mine has two pictures called 'cat'"):
+        drawings.unique([cat, cat])
+    with pytest.raises(drawings.DrawingError, match="'cat' has 1 pictures, fewer than 2 shots"):
+        drawings.shots([cat], ["cat"], 2, seed=0)
+    data = io.BytesIO()
+    cat.image.save(data, "PNG")
+    assert drawings.readable(data.getvalue(), "x").mode == "RGB"
+
+
+# -- scores --------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_count_what_is_nearest():
+    names = torch.eye(40)
+    pictures = names.clone()
+    pictures[0] = names[1]
+    assert scores.top(pictures, names, torch.arange(40)).correct == 39
+    assert scores.among(pictures, names).n == 40 and scores.among(pictures, names).correct == 39
+    found = scores.retrieval(pictures, names)
+    assert (found.text_at_1.correct, found.image_at_1.n) == (39, 40) and found.text_at_5.correct >= 39
+
+
+def test_a_problem_without_a_picture_is_left_out(tiny):
+    picture = Image.new("RGB", (32, 32), "red")
+    problems = [Problem("1", "What?", ("a dog", "a red circle"), 1, picture), Problem("2", "What?", ("yes", "no"), 0)]
+    found = scores.choose(tiny, problems)
+    assert [each.id for each in found] == ["1"] and len(found[0].scores) == 2
+    assert found[0].correct == (found[0].choice == 1)
+
+
+def test_pairs_of_one_name_are_no_rivals():
+    same, other = torch.zeros(2, dtype=torch.long), torch.arange(2)
+    pictures, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # each other's
+    loss = [train.contrastive(pictures, texts, torch.tensor(10.0), names).item() for names in (same, other)]
+    assert loss[0] == pytest.approx(5, abs=0.01) and loss[1] == pytest.approx(10, abs=0.01)
+
+
+def test_from_a_hub_the_same_line_loads_it(tiny, tmp_path):
+    from hubmirror import HubMirror
+    from safetensors.torch import save as as_bytes
+
+    config = json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}).encode()
+    files = {"open_clip_config.json": config, "open_clip_model.safetensors": as_bytes(dict(tiny.model.state_dict()))}
+    program = (
+        "import torch; from mmlora.openclip.assemble import load; clip = load('hf-hub:acme/tiny-clip'); "
+        "print(clip.model.encode_text(clip.tokenizer(['a dog']), normalize=True)[0, :4].tolist())"
+    )
+    with HubMirror() as hub:
+        hub.model("acme/tiny-clip", files)
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=PACKAGE.parent
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    with torch.no_grad():
+        ours = tiny.model.encode_text(tiny.tokenizer(["a dog"]), normalize=True)[0, :4]
+    assert torch.allclose(torch.tensor(json.loads(done.stdout)), ours, atol=1e-5)
+
+
+def test_the_published_towers_meet_in_open_clip_and_are_saved_by_it(tmp_path):
+    clip = assembled()
+    assert "lite0-minilm" in open_clip.list_models()
+    image = clip.preprocess(Image.new("RGB", (96, 96), "red"))[None]
+    again = load(str(save(clip, tmp_path / "kept")))
+    assert {path.suffix for path in (tmp_path / "kept").iterdir()} <= {".json", ".safetensors", ".txt"}, "no pickles"
+    with torch.no_grad():
+        assert torch.equal(clip.model.encode_image(image), again.model.encode_image(image))
+        words = [each.model.encode_text(each.tokenizer(["a drawing of a dog"])) for each in (clip, again)]
+    assert torch.allclose(*words, atol=1e-6)
