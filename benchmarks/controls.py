@@ -35,7 +35,7 @@ def main(name: Annotated[str, typer.Argument(help="a run in results/ whose adapt
     """Answer a recorded run's picture problems in lesser ways."""
     state, folder = machine.git_state(), RESULTS / name
     run = Metrics.load(folder / "metrics.json")
-    data, split = run.settings["data"], run.settings["split"]
+    data, split = run.settings["data"], run.settings.get("split", "test")  # the first records had no other
     train, test = load_problems(data, "train"), load_problems(data, split, run.n_test)
     shown = [problem for problem in test if problem.image is not None]
     own = {said.id: said for said in load_predictions(folder / "predictions.jsonl")}

@@ -7,6 +7,7 @@ for the time of a call, so it is named here by its own name; every other layer i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -38,7 +39,8 @@ def attach(
         )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return wrapped(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+        # anchored: a list is matched by names' ends, and a plain CLIP's text names end the picture tower's
+        return wrapped(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="|".join(map(re.escape, names))))
 
 
 def part_of(name: str) -> Part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,10 @@ def save(clip: Clip, folder: str | Path) -> Path:
 
 
 def _quietly(name: str, pretrained: str | None = None) -> tuple[nn.Module, Callable]:
-    """open_clip's own loading, never reading a pickle."""
-    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained, weights_only=True)
+    """open_clip's own loading, never reading a pickle, without its warnings that what is random is random."""
+    logging.disable(logging.WARNING)
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained, weights_only=True)
+    finally:
+        logging.disable(logging.NOTSET)
     return model, preprocess

@@ -87,8 +87,7 @@ def train_heads(
 ) -> list[float]:
     """Train the picture's projection on features of the frozen towers; the losses of all steps.
 
-    The text's projection stays the identity: learning it too named unseen things worse (41.2 instead of 45.2 % on the
-    validation hand) and seen ones hardly better.
+    The text's projection stays the identity: names that nothing was learned about keep their place among the others.
     `pictures` (views, n, features), `names` (n,) into `texts` (prompts, names, width). Standardising the features is folded
     into the projection's first matrix at the end, so that the model stays an ordinary one.
     """
