@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from typing import Annotated
 
 import typer
@@ -63,10 +62,7 @@ def main(name: Annotated[str, typer.Argument(help="a run in results/ whose adapt
             ]
             for way, pair in ways.items()
         },
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "git": state,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **machine.circumstances(state),
     }
     target = RESULTS / "controls" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -184,10 +183,7 @@ def measure(folder: Path, work: Path, sizes: Sizes) -> dict:
         "logits_apart": {"loaded": apart(ours, loaded), "merged": apart(ours, merged)},
         "peak_memory_gb": metrics.peak_memory_gb(),
         "settings": {**asdict(sizes), **asdict(settings)},
-        "versions": metrics.versions(),
-        "machine": metrics.machine(),
-        "git": metrics.git_state(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **metrics.circumstances(),
     }
 
 

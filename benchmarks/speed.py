@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -100,23 +99,28 @@ class Work:
         return len(decoder_layers(self.vlm.model))
 
     def arguments(self) -> dict:
-        """What both Trainers are told: our optimizer and batches, and nothing beside the loop."""
-        return {
-            "output_dir": str(self.folder),
-            "per_device_train_batch_size": self.sizes.batch,
-            "num_train_epochs": 1,
-            "learning_rate": TrainSettings(steps=1).learning_rate,
-            "weight_decay": 0.0,
-            "train_sampling_strategy": "sequential",
-            "remove_unused_columns": False,
-            "bf16": precision() == "bf16",
-            "fp16": precision() == "fp16",
-            "use_cpu": device().type == "cpu",
-            "save_strategy": "no",
-            "report_to": "none",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-        }
+        """What both Trainers are told: our optimizer and batches, each batch once."""
+        settings = TrainSettings(steps=1, batch_size=self.sizes.batch)
+        once = {"num_train_epochs": 1, "train_sampling_strategy": "sequential", "logging_steps": 1}
+        return trainer_arguments(settings, self.folder) | once
+
+
+def trainer_arguments(settings: TrainSettings, folder: Path) -> dict:
+    """What a Trainer is told to train as `settings` say, and to do nothing beside the loop."""
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "seed": settings.seed,
+        "remove_unused_columns": False,
+        "bf16": precision() == "bf16",
+        "fp16": precision() == "fp16",
+        "use_cpu": device().type == "cpu",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def by_trainer(work: Work) -> Timed:
@@ -291,11 +295,8 @@ def main(
                 )
             record[chosen] = summary(taken, sizes) | {
                 "settings": {**asdict(sizes), "turns": turns, "contenders": only},
-                "machine": metrics.machine(),
-                "versions": metrics.versions(),
                 "peers": {name: version(name) for name in ("trl",) if find_spec(name)},
-                "git": state,
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                **metrics.circumstances(state),
             }
             target.write_text(json.dumps(record, indent=1) + "\n")
     print(f"-> {target}")

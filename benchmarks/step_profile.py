@@ -12,7 +12,6 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -119,12 +118,7 @@ def main() -> None:
         model.train()
         for name, within in (("plain", nullcontext), ("fused", lambda: fused(model))):
             record[name] = measured(stepped(model, data, within), order)
-    record |= {
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "git": state,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    record |= machine.circumstances(state)
     (RESULTS / "speed" / "profile.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps({name: record[name] for name in ("padding", "plain", "fused")}, indent=1))
 

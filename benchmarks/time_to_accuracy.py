@@ -15,12 +15,12 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
 import typer
+from speed import trainer_arguments
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -32,7 +32,6 @@ from mmlora.encoding.prompts import taught
 from mmlora.encoding.sample import collate
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import evaluate
-from mmlora.models.precision import device, precision
 from mmlora.models.vlm import VLM, decoder_layers
 from mmlora.paths import RESULTS
 from mmlora.problems.load import load_problems
@@ -96,23 +95,12 @@ def by_trainer(exam: Exam, samples: Samples, settings: TrainSettings, moments: l
     """(a) Samples seen."""
     model = attach(exam.vlm.model, layers=range(len(decoder_layers(exam.vlm.model))), seed=settings.seed)
     clock = ByTheClock(exam, model, settings, moments)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=settings.batch_size,
-        max_steps=10**6,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=settings.weight_decay,
-        seed=settings.seed,
-        bf16=precision() == "bf16",
-        fp16=precision() == "fp16",
-        use_cpu=device().type == "cpu",
-        remove_unused_columns=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_strategy="no",
-    )
+    untimed = {
+        "max_steps": 10**6,
+        "lr_scheduler_type": "constant",
+        "logging_strategy": "no",
+    }  # the callback has the clock
+    arguments = TrainingArguments(**trainer_arguments(settings, folder), **untimed)
     Trainer(model, arguments, train_dataset=samples, data_collator=collate, callbacks=[clock]).train()
     return clock.samples
 
@@ -167,7 +155,7 @@ def main(
     )
     samples = Samples(vlm, [taught(problem, "explanation_answer") for problem in train])
     shares = [0.9 * (i + 1) / moments for i in range(moments)]  # the last one must still fit in
-    exam, began = Exam(vlm, asked), machine.git_state()
+    exam, state = Exam(vlm, asked), machine.git_state()
     with tempfile.TemporaryDirectory() as folder:
         seen = CONTENDERS[contender](exam, samples, TrainSettings(minutes=minutes, seed=seed), shares, Path(folder))
     record = {
@@ -177,10 +165,7 @@ def main(
         "reached": reached(exam.answers),
         "samples_seen": seen,
         "settings": {"minutes": minutes, "seed": seed, "problems": len(asked), "train_problems": len(train)},
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "git": began,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **machine.circumstances(state),
     }
     target = RESULTS / "time_to_accuracy" / f"{Path(model).name}-{contender}-{seed}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
 
@@ -22,7 +21,7 @@ from nbformat import NotebookNode
 from mmlora.files import write_whole
 from mmlora.headless import tidied
 from mmlora.paths import NOTEBOOKS, RESULTS
-from mmlora.reporting.machine import git_state, machine, versions
+from mmlora.reporting.machine import circumstances, git_state
 from tools import figures
 
 SOLUTIONS = NOTEBOOKS / "solutions"
@@ -141,10 +140,7 @@ def execute(name: str, state: dict, parameters: str | None = None) -> dict[Path,
         "minutes": round(seconds / 60, 2),
         "parameters": parameters or own,
         "figures": found,
-        "machine": machine(),
-        "versions": versions(),
-        "git": state,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **circumstances(state),
     }
     lesson.metadata["stamp"] = stamp(lesson)
     files = {path: _text(lesson), RECORDS / f"{name}.json": json.dumps(record, indent=1) + "\n"}

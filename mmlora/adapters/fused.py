@@ -173,9 +173,8 @@ class fused:
                 self.made[layer] = found = FusedLayer(layer, plain, self.dtype)
             stacked(found.products)
             return found
-        fit = [each for each in self.made.values() if each]
-        if found is fit[0]:  # a forward pass begins
-            products = [product for each in fit for product in each.products]
+        if found is next(filter(None, self.made.values())):  # a forward pass begins
+            products = [product for each in self.made.values() if each for product in each.products]
             version = sum(factor._version for product in products for factor in product.factors)
             if torch.is_grad_enabled() or version != self.version:  # while a model speaks, nothing moves
                 stacked(products)

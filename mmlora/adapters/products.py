@@ -50,7 +50,9 @@ class _Stacked(Function):
     @staticmethod
     def forward(ctx: Any, products: Sequence[Product], *factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.products, ctx.factors = products, [(f.shape, f.dtype) for f in factors]
-        stacks = _cut([shape for product in products for shape in product.shapes], products[0].dtype, factors[0].device)
+        stacks = _cut(
+            [shape for product in products for shape in product.shapes], products[0].weight.dtype, factors[0].device
+        )
         places = [part for product, *pair in _by_product(products, stacks) for part in product.parts(*pair)]
         scaled = torch._foreach_mul(list(factors), [scale for p in products for scale in p.scales])
         torch._foreach_copy_(places, scaled)
@@ -91,7 +93,7 @@ class Product:
         biases = [base.bias.detach().to(dtype) for base in bases if base.bias is not None]
         if 0 < len(biases) < len(bases):
             raise Unfit("only some of its products have a bias")
-        self.weight, self.dtype = weights[0] if len(weights) == 1 else torch.cat(weights), dtype
+        self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.bias = torch.cat(biases) if biases else None
         sizes = [len(weight) for weight in weights]
         for base, part in zip(bases, self.weight.split(sizes)):

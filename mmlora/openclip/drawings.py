@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmlora.errors import MMLoraError
 from mmlora.paths import DATA
+from mmlora.problems.pictures import rgb
 
 TRAIN = ("noto", "noto-v1", "twemoji", "emojione", "fluent-emoji-flat")  # the hands to learn from
 VALIDATION = "fxemoji"  # the hand that settings are chosen on
@@ -56,8 +57,8 @@ def licence(hand: str, folder: Path = FOLDER) -> dict[str, str]:
 def readable(data: bytes, where: str) -> Image.Image:
     """The picture in these bytes as RGB. Raises `DrawingError` where it cannot be read."""
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        return rgb(Image.open(io.BytesIO(data)))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for a broken file
         raise DrawingError(f"{where} is no picture that Pillow reads; replace it or take it out") from error
 
 

@@ -12,7 +12,7 @@ import torch
 from timm.models import register_model
 from torch import nn
 
-from mmlora.errors import MMLoraError
+from mmlora.smolbridge.assemble import vision_tensors
 
 NAME = "efficientnet_lite0_maps"  # what a model configuration calls it
 
@@ -47,10 +47,6 @@ def efficientnet_lite0_maps(pretrained: bool = False, **unused) -> PooledMaps:
 
 
 def load_published(tower: PooledMaps, file: Path) -> None:
-    """The published tensors have other names but the same order as timm's model. Raises `MMLoraError` where they do not fit."""
-    tensors = torch.load(file, map_location="cpu", weights_only=True)
-    whole = timm.create_model("tf_efficientnet_lite0").state_dict()
-    if [tuple(t.shape) for t in tensors.values()] != [tuple(t.shape) for t in whole.values()]:
-        raise MMLoraError(f"{file.name} does not fit timm's tf_efficientnet_lite0; fetch it anew")
-    named = dict(zip(whole, tensors.values()))
+    """The published numbers, without the classifier. Raises `WeightsError` where they do not fit."""
+    named = vision_tensors(file)
     tower.trunk.load_state_dict({name: named[name] for name in tower.trunk.state_dict()})

@@ -25,7 +25,6 @@ BATCH = 32  # pictures at a time through a tower
 class Heads:
     """Settings of the projection's training, chosen on a hand and on names that neither training nor the record uses."""
 
-    views: int = 2  # altered copies of every picture beside itself: the tower runs once for each
     epochs: int = 8  # seconds each
     batch: int = 512  # pairs that compete
     rate: float = 1e-3
@@ -144,11 +143,8 @@ def tune(
 ) -> list[float]:
     """Train what is trainable (an adapter) by naming pictures (n, 3, side, side) among `tokens` (names, length); losses."""
     parameters = [p for p in clip.model.parameters() if p.requires_grad]
-    optimizer, lot, losses = (
-        torch.optim.AdamW(parameters, rate, weight_decay=0.0),
-        torch.Generator().manual_seed(seed),
-        [],
-    )
+    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
+    losses, lot = [], torch.Generator().manual_seed(seed)
     clip.model.eval()  # batch norms keep their statistics: few pictures have none worth keeping
     for places in _batches(len(pixels), BATCH, steps, lot):
         seen = clip.model.encode_image(pixels[places], normalize=True)

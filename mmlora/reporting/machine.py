@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
@@ -72,6 +73,19 @@ def _cpu_name() -> str:
         if done.stdout.strip():
             return done.stdout.strip()
     return platform.processor() or platform.machine()
+
+
+def circumstances(git: dict | None = None) -> dict:
+    """What every record says of how it came about: machine, versions, git, date.
+
+    `git` is the state from before the work, where that writes files itself; or else it is looked up now.
+    """
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "git": git_state() if git is None else git,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def git_state() -> dict:

@@ -118,14 +118,21 @@ def _assemble(
     return model, _processor(gguf, model.config)
 
 
-def _load_vision(tower: nn.Module, file: Path) -> None:
-    """The published tensors have other names but the same order as timm's model; the classifier is left out."""
+def vision_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """EfficientNet-Lite0's published tensors, which have other names but the same order as timm's model, under its names.
+
+    Raises `WeightsError` where they do not fit.
+    """
     tensors = torch.load(file, map_location="cpu", weights_only=True)
     whole = timm.create_model("tf_efficientnet_lite0").state_dict()
     if [tuple(t.shape) for t in tensors.values()] != [tuple(t.shape) for t in whole.values()]:
         raise WeightsError(f"{file.name} does not fit timm's tf_efficientnet_lite0; fetch it anew")
-    named = dict(zip(whole, tensors.values()))
-    plain = plain_tower("tf_efficientnet_lite0")
+    return dict(zip(whole, tensors.values()))
+
+
+def _load_vision(tower: nn.Module, file: Path) -> None:
+    """The published numbers; the classifier is left out."""
+    named, plain = vision_tensors(file), plain_tower("tf_efficientnet_lite0")
     plain.load_state_dict({name: named[name] for name in plain.state_dict()})
     tower.load_state_dict(without_norms(plain).state_dict())
 
