@@ -5,10 +5,13 @@ Notebook 04 goes through the steps one cell at a time, `run` takes them all; bot
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+
+from safetensors.torch import save_file
 
 from mmlora.adapters.files import load_vlm, save_adapter
 from mmlora.adapters.lora import attach, detach
@@ -21,15 +24,19 @@ from mmlora.evaluation.answering import SPOKEN, evaluate
 from mmlora.evaluation.controls import blanked, majority_class
 from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.scores import Method, Prediction, save_predictions, score
+from mmlora.files import write_whole
 from mmlora.models import processes
+from mmlora.models.connector import FILE as CONNECTOR
+from mmlora.models.connector import kept, own_way
 from mmlora.models.precision import choose, products
 from mmlora.models.vlm import decoder_layers
+from mmlora.problems.captions import captioned, further_captioned
 from mmlora.problems.load import licence, load_problems
 from mmlora.problems.record import Problem
 from mmlora.problems.rows import DataError
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.record import Metrics
-from mmlora.settings import Settings
+from mmlora.settings import Settings, SettingsError
 from mmlora.training.fit import fit
 from mmlora.training.log import TrainingError, TrainLog
 from mmlora.training.probe import Probe
@@ -64,6 +71,7 @@ class Experiment:
         self.load_problems()
         self.load_model()
         self.baselines()
+        self.align()
         self.attach()
         self.cache()
         self.fit()
@@ -96,6 +104,29 @@ class Experiment:
         with self.budget.watch("score"):
             self.base = score(self.test, evaluate(self.vlm, self.test, BASE_METHOD))
         self.majority = score(self.test, majority_class(self.test, self.train))
+
+    def align(self) -> None:
+        """The connector learns to read the training pictures from their captions: `vlm` reads them from then on.
+
+        Where the model brings a way to and the settings do not forbid it. Taken again, what was learned stands.
+        """
+        package, minutes = own_way(self.vlm), self.settings.align_minutes
+        if minutes is None:
+            minutes = self.budget.align_minutes if package and package.aligns(self.vlm) else 0
+        if not minutes:
+            return
+        if package is None:
+            raise SettingsError(f"{self.vlm.name} brings no way to align its connector; set align_minutes to 0")
+        with self.budget.watch("align"):
+            if processes.first() and not (self.folder / CONNECTOR).is_file():
+                pairs = captioned(self.train)
+                tensors, record = package.learn_to_read(
+                    self.vlm, pairs, further_captioned(self.settings.data), minutes, self.folder
+                )
+                write_whole(self.folder / "align.json", json.dumps(record, indent=1) + "\n")
+                save_file(tensors, self.folder / CONNECTOR)
+            processes.wait()
+            self.vlm = kept(self.vlm, self.folder)
 
     def attach(self) -> None:
         """A fresh adapter on the base: `learner`. Prints where it went."""
@@ -145,6 +176,7 @@ class Experiment:
             processes.wait()
             if self.settings.train_connector:  # which was trained in place
                 self.load_model()
+                self.align()
             self.attach()
         chosen = self.settings
         minutes = chosen.train_minutes

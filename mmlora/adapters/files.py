@@ -20,6 +20,7 @@ from torch import nn
 from mmlora.adapters.card import card
 from mmlora.adapters.lora import BESIDE, AdapterError, refuse_wrapped, wrapped
 from mmlora.guests import UNKNOWN_LICENCE
+from mmlora.models import connector
 from mmlora.models.base import base_of, stored_as
 from mmlora.models.resolution import set_side
 from mmlora.models.vlm import VLM, base_model, load_base
@@ -63,6 +64,7 @@ def save_adapter(
     (folder / TRAINED).unlink(missing_ok=True)
     if beside:
         save_file(beside, folder / TRAINED, metadata=marks)
+    connector.keep(base_model(model), folder)
     if processor is not None:
         processor.save_pretrained(folder)
     (folder / "README.md").write_text(card(model, base, facts, data_licence, sorted(beside)), encoding="utf-8")
@@ -97,6 +99,7 @@ def load_vlm(
     processor = type(vlm.processor).from_pretrained(folder) if kept else vlm.processor
     if side is not None:
         set_side(processor, side)
+    vlm = connector.kept(vlm, folder)
     return VLM(str(name), load_adapter(vlm.model, folder), processor)
 
 
