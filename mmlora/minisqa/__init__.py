@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmlora.minisqa import skills  # noqa: F401 - importing a skill registers it
-from mmlora.minisqa.core import SKILLS, SPLIT_SIZES, Draft, UnknownSkill, generate
+from mmlora.minisqa.core import SKILLS, SPLIT_SIZES, UNTRAINED, Draft, UnknownSkill, generate
 from mmlora.problems.record import Problem
 
-__all__ = ["LICENCE", "SKILLS", "SPLIT_SIZES", "Draft", "UnknownSkill", "generate", "load"]
+__all__ = ["LICENCE", "SKILLS", "SPLIT_SIZES", "UNTRAINED", "Draft", "UnknownSkill", "generate", "load"]
 
 LICENCE = "apache-2.0"
 
