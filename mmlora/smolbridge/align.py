@@ -35,6 +35,7 @@ class ReadSettings:
     """How the connector learns to read."""
 
     epochs: int = 12  # beyond that it learns these pictures by heart
+    fewest_steps: int = 0  # or as many epochs as make these: a few hundred pictures are not read in twelve
     learning_rate: float = 1e-3  # the peak
     warmup_share: float = 0.05  # of the steps; before that Adam's moments are noise
     batch_size: int = 256  # pictures a step
@@ -124,13 +125,15 @@ def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings
     )
     optimizer = torch.optim.AdamW(learning.parameters(), betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     rng, records = np.random.default_rng(0), []
-    per_epoch = (rows - held) // settings.batch_size
-    for epoch in range(settings.epochs):
+    batch_size = min(settings.batch_size, rows - held)
+    per_epoch = (rows - held) // batch_size
+    epochs = max(settings.epochs, -(-settings.fewest_steps // per_epoch))
+    for epoch in range(epochs):
         losses, order = [], held + rng.permutation(rows - held)
-        for at in (bar := tqdm(range(per_epoch), desc=f"reading, epoch {epoch + 1} of {settings.epochs}")):
-            share = (epoch * per_epoch + at + 0.5) / (settings.epochs * per_epoch)
+        for at in (bar := tqdm(range(per_epoch), desc=f"reading, epoch {epoch + 1} of {epochs}", leave=False)):
+            share = (epoch * per_epoch + at + 0.5) / (epochs * per_epoch)
             optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(share, settings.warmup_share)
-            batch = np.sort(order[at * settings.batch_size : (at + 1) * settings.batch_size])
+            batch = np.sort(order[at * batch_size : (at + 1) * batch_size])
             with mixed(torch.device("cpu")):
                 scores = connector.words(_numbers(seen[batch]), settings.dropout)
             loss = nn.functional.cross_entropy(scores.float().flatten(0, 1), spelled[batch].flatten())
@@ -150,7 +153,8 @@ def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings
                 "words_right": round(right, 4),
             }
         )
-        print(records[-1], flush=True)
+        if epochs == settings.epochs or epoch + 1 == epochs:
+            print(records[-1], flush=True)
     learning.requires_grad_(False)
     return records
 

@@ -21,6 +21,7 @@ from mmlora.smolbridge.connector import Connector
 
 LOOKING = 0.75  # share of the minutes; reading takes the rest
 ENOUGH = 6000  # pictures, copies included, beyond which copies of few pictures teach nothing new
+FEWEST = 400  # steps of reading
 LONGEST = 32  # tokens of a caption that are read
 HELD_OUT = 0.05  # share of the first-hand pictures that only measure
 
@@ -52,7 +53,7 @@ def learn_to_read(
     connector = fitting(vlm.model, words, spelled.shape[1])
     _go_on(connector, base_model(vlm.model).model.connector)
     held = round(HELD_OUT * len(captioned))
-    log = read(connector, seen, spelled, ReadSettings(held_out=held))
+    log = read(connector, seen, spelled, ReadSettings(held_out=held, fewest_steps=FEWEST))
     (work / "seen.f16").unlink()
     record = {
         "pictures": len(texts),
