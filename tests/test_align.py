@@ -118,3 +118,14 @@ def test_the_connector_learns_to_read_and_what_was_learned_ships(aligned):
     said = align.say(connector, seen[:100]).argmax(-1)
     words = [vlm.processor.tokenizer.decode(shipped["word_ids"][row]).rstrip(SILENCE) for row in said]
     assert words == captions[:100]
+
+
+def test_a_large_matrix_ships_in_eight_bits_and_the_rest_in_sixteen(monkeypatch):
+    monkeypatch.setattr(assemble, "LARGE", 100)
+    tensors = {"read.weight": torch.randn(8, 40), "read.bias": torch.randn(8), "word_ids": torch.arange(3)}
+    shipped = assemble.packed(tensors)
+    assert shipped["connector.read.weight"].dtype == torch.int8 and shipped["connector.read.bias"].dtype == torch.half
+    again = assemble.unpacked(shipped)
+    assert again.keys() == tensors.keys() and torch.equal(again["word_ids"], tensors["word_ids"])
+    step = tensors["read.weight"].abs().amax(1, keepdim=True) / 127
+    assert ((again["read.weight"] - tensors["read.weight"]).abs() <= 0.51 * step).all()

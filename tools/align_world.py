@@ -30,12 +30,12 @@ from mmlora.models.vlm import VLM, load_base
 from mmlora.paths import RUNS, WEIGHTS
 from mmlora.reporting import machine
 from mmlora.smolbridge.align import ReadSettings, fitting, look, read, say, spell
-from mmlora.smolbridge.assemble import assembled
+from mmlora.smolbridge.assemble import assembled, packed, unpacked
 from mmlora.smolbridge.connector import Connector
 from tools.world.hands import HANDS, Thing, things
 from tools.world.scenes import Shown, World, scenes, thing
 
-SIZES = {"connector_width": 640, "spelling": 96, "glance": True, "naming_tokens": 4}  # 19 MB in half precision
+SIZES = {"connector_width": 640, "spelling": 96, "glance": True, "naming_tokens": 4}  # 11 MB in git
 BLOCK = 250  # pictures that a process draws at a time
 UNSEEN = 60  # names that are kept out of learning: what is said of a thing that was never seen?
 
@@ -117,7 +117,7 @@ def imagenet_names(tokenizer: Any, tokens: int) -> list[list[int]]:
 def ranked(connector: Connector, seen: np.ndarray, right: list[int], spelled: torch.Tensor) -> dict[str, Any]:
     """How many pictures' right name (a row of `spelled`) is the likeliest of all names, and among the likeliest three."""
     scores = say(connector, seen).log_softmax(-1)
-    chances = torch.stack([part[:, range(spelled.shape[1]), spelled].sum(-1) for part in scores], 0)
+    chances = torch.stack([part[range(spelled.shape[1]), spelled].sum(-1) for part in scores])
     first = chances.topk(3).indices
     hits = first == torch.tensor(right)[:, None]
     return {"pictures": len(right), "first": int(hits[:, 0].sum()), "among_three": int(hits.any(1).sum())}
@@ -150,6 +150,8 @@ def align(
     words, spelled, names_spelled, labels_placed = spelling(tokenizer, captions, names, labels)
     connector = fitting(vlm.model, words, spelled.shape[1], labels_placed)
     log = read(connector, seen, spelled, settings)
+    tensors = packed(connector.state_dict())
+    connector.load_state_dict(unpacked(tensors))  # what is measured is what ships
     vlm.model.model.connector = connector
     held = say(connector, seen[: settings.held_out]).argmax(-1)
     right = (held == spelled[: settings.held_out]).all(-1).tolist()
@@ -176,8 +178,7 @@ def align(
         print(hand, record["held_out_hands"][hand], flush=True)
     record["never_seen"] = never_seen(vlm, hand_pictures(by_name, "twemoji", kept_out), work)
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {n: t.half() if t.is_floating_point() else t for n, t in connector.state_dict().items()}
-    save_file({f"connector.{name}": t.contiguous() for name, t in tensors.items()}, out / "connector.safetensors")
+    save_file(tensors, out / "connector.safetensors")
     (out / "align.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

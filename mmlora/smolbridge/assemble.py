@@ -29,6 +29,8 @@ from mmlora.smolbridge.processor import CHAT_TEMPLATE, IMAGE_TOKEN, SmolBridgePr
 from mmlora.smolbridge.wheels import LANGUAGE, VISION, WeightsError, fetch
 
 CONNECTOR = WEIGHTS / "smolbridge" / "connector.safetensors"
+LARGE = 2_000_000  # numbers of a matrix from which on it is shipped in eight bits: so many megabytes less in git
+SCALE = ".scale"  # the end of the name of its rows' scales
 
 
 def assembled(connector: Path | None = CONNECTOR, name: str = "smolbridge", **config) -> Path:
@@ -147,9 +149,29 @@ def _load_vision(core: SmolBridgeModel, file: Path) -> None:
         core.namer.load_state_dict(above)
 
 
+def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A connector as it is shipped: half precision, and a large matrix in eight bits with a scale for each row."""
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2 and tensor.is_floating_point() and tensor.numel() > LARGE:
+            scale = tensor.abs().amax(1, keepdim=True) / 127
+            found[f"connector.{name}"] = (tensor / scale).round().to(torch.int8)
+            found[f"connector.{name}{SCALE}"] = scale
+        else:
+            found[f"connector.{name}"] = (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+    return found
+
+
+def unpacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `packed` made, as a connector's own tensors; half precision where nothing was in eight bits."""
+    plain = {name.removeprefix("connector."): t for name, t in tensors.items()}
+    scales = {name.removesuffix(SCALE): plain.pop(name) for name in list(plain) if name.endswith(SCALE)}
+    return {name: t.float() * scales[name] if name in scales else t for name, t in plain.items()}
+
+
 def _connector(file: Path) -> dict[str, torch.Tensor]:
     """The connector's tensors as `smolbridge.align` wrote them."""
-    return {name.removeprefix("connector."): t for name, t in load_file(file).items()}
+    return unpacked(load_file(file))
 
 
 def sizes(connector: dict[str, torch.Tensor]) -> dict[str, Any]:
