@@ -38,6 +38,11 @@ class Budget:
         """Validation problems at each moment of a `Probe`: a minute in sixty, and none where that makes too few to tell."""
         return min(96, round(2 * self.minutes)) if self.minutes >= WHOLE_SPLITS else 0
 
+    @property
+    def control_problems(self) -> int:
+        """Problems with a picture that each control answers: an interval of seven points either side from 33 minutes on."""
+        return min(200, max(40, round(6 * self.minutes)))
+
     def elapsed(self) -> float:
         """Minutes since the budget began, and what was added."""
         return (perf_counter() - self.started) / 60 + self.added
