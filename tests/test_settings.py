@@ -19,6 +19,7 @@ CHANGED = (
     {
         "steps": 12,
         "probe_problems": 32,
+        "align_minutes": 2.0,
         "method": "likelihood",
         "split": "validation",
         "missing_images": "text-only",
@@ -56,7 +57,7 @@ def test_what_cannot_be_is_one_sentence(changes, message):
         Settings.of(changes)
 
 
-NUMBERS = [each.name for each in fields(Settings) if each.name not in ("seed", "first_layer", "probe_problems") and
+NUMBERS = [each.name for each in fields(Settings) if each.name not in ("seed", "first_layer", "probe_problems", "align_minutes") and
            ("int" in str(each.type) or "float" in str(each.type))]  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def test_numbers_are_above_0(name):
             Settings.of({name: value})
 
 
-@pytest.mark.parametrize("name", ["seed", "first_layer", "probe_problems"])
+@pytest.mark.parametrize("name", ["seed", "first_layer", "probe_problems", "align_minutes"])
 def test_a_seed_a_layer_and_no_probe_may_be_0(name):
     assert getattr(Settings.of({name: 0}), name) == 0
 

@@ -6,19 +6,25 @@ pictures of a task show. The model is another base from then on, with a hash of 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmlora import guests
+from mmlora.files import write_whole
 from mmlora.models import base as bases
+from mmlora.models import processes
 from mmlora.models.vlm import VLM, base_model
 
+Captioned = tuple[Image.Image, str]
 FILE = "connector.safetensors"
 ALIGNED = "mmlora_connector"  # a base's attribute: the tensors that it adopted
 
@@ -27,6 +33,24 @@ def own_way(vlm: VLM) -> Any:
     """The package of this model where it aligns and adopts connectors in its own way, or None."""
     package = guests.guest("models", vlm.model.config.model_type)
     return package if hasattr(package, "learn_to_read") else None
+
+
+def aligned(
+    vlm: VLM, captioned: Sequence[Captioned], further: Iterable[Captioned], minutes: float, folder: Path
+) -> VLM:
+    """The model with a connector that learned to read these pictures, in its own way; kept in `folder` and used again.
+
+    `align.json` there says how it learned. Without a caption it stays as it is, and that is printed.
+    """
+    if not captioned:
+        print("no picture has a caption, so the connector stays as it is")
+        return vlm
+    if processes.first() and not (folder / FILE).is_file():
+        tensors, record = own_way(vlm).learn_to_read(vlm, captioned, further, minutes, folder)
+        write_whole(folder / "align.json", json.dumps(record, indent=1) + "\n")
+        save_file(tensors, folder / FILE)
+    processes.wait()
+    return kept(vlm, folder)
 
 
 def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageEnhance
 
+from mmlora.models.connector import Captioned
 from mmlora.models.vlm import VLM, base_model
 from mmlora.problems.pictures import rgb
 from mmlora.smolbridge.align import ReadSettings, fitting, look, read, spell
@@ -25,8 +26,6 @@ FEWEST = 400  # steps of reading
 LONGEST = 32  # tokens of a caption that are read
 HELD_OUT = 0.05  # share of the first-hand pictures that only measure
 
-Captioned = tuple[Image.Image, str]
-
 
 def learn_to_read(
     vlm: VLM, captioned: Sequence[Captioned], further: Iterable[Captioned], minutes: float, work: Path
@@ -34,10 +33,8 @@ def learn_to_read(
     """The tensors of a connector that learned to read these pictures, and a record of how.
 
     `captioned` are looked at once, then `further` ones as long as the minutes allow, or slightly altered copies where there
-    are none. Words that no caption has cannot be said afterwards. Raises `ValueError` without captions.
+    are none. Words that no caption has cannot be said afterwards.
     """
-    if not captioned:
-        raise ValueError("no picture has a caption, so the connector has nothing to learn from; give a caption column")
     began, texts = perf_counter(), list[str]()
 
     def pictures() -> Iterator[Image.Image]:
