@@ -11,13 +11,13 @@ from itertools import count
 from PIL import Image
 
 from mmlora.minisqa import skills  # noqa: F401 - importing a skill registers it
-from mmlora.minisqa.core import SKILLS, SPLIT_SIZES, UNTRAINED, Draft, UnknownSkill, generate
+from mmlora.minisqa.core import SKILLS, SPLIT_SIZES, Draft, UnknownSkill, generate
 from mmlora.problems.record import Problem
 
-__all__ = ["LICENCE", "SKILLS", "SPLIT_SIZES", "UNTRAINED", "Draft", "UnknownSkill", "captioned", "generate", "load"]
+__all__ = ["LICENCE", "SKILLS", "SPLIT_SIZES", "Draft", "UnknownSkill", "captioned", "generate", "load"]
 
 LICENCE = "apache-2.0"
-BLOCK = 1000  # problems that are drawn under one seed
+BLOCK = 1000  # pictures that are drawn under one seed
 FURTHER = 10_000_019  # seeds of further pictures: multiples of this, far from those that people use
 
 
@@ -32,8 +32,9 @@ def load(split: str, limit: int | None) -> Iterator[Problem]:
 
 
 def captioned() -> Iterator[tuple[Image.Image, str]]:
-    """Pictures of the trained skills with their captions, without end: none of a test picture, none of an untrained skill."""
+    """Pictures of the train split's kind with their captions, without end; none is a test picture's."""
+    seen = [name for name in SKILLS if next(generate("train", 1, skills=[name])).image is not None]
     for block in count(1):
-        for problem in generate("train", BLOCK, seed=FURTHER * block):
+        for problem in generate("train", BLOCK, seed=FURTHER * block, skills=seen):
             if problem.image is not None:
                 yield problem.image, problem.caption
