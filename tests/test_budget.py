@@ -38,7 +38,7 @@ def test_what_an_earlier_session_spent_is_counted(clock):
     with resumed.watch("train"):
         clock.now += 60
     resumed.add("train", 2.5)
-    assert resumed.to_dict() == {"data": 0, "cache": 0, "train": 3.5, "score": 0, "total": 3.5}
+    assert resumed.to_dict() == {"data": 0, "align": 0, "cache": 0, "train": 3.5, "score": 0, "total": 3.5}
 
 
 def test_a_run_on_parts_has_less_than_minisqas_own_sizes():
@@ -73,4 +73,4 @@ def test_a_part_that_comes_twice_is_added_up(clock):
     with hour.watch("data"):
         clock.sleep(4)
     clock.sleep(0.5)
-    assert hour.to_dict() == {"data": 4.0, "cache": 0.0, "train": 0.0, "score": 3.0, "total": 7.5}
+    assert hour.to_dict() == {"data": 4.0, "align": 0.0, "cache": 0.0, "train": 0.0, "score": 3.0, "total": 7.5}

@@ -155,7 +155,7 @@ def test_the_tracked_tree_stays_small():
         "\0"
     )
     files = [PACKAGE.parent / name for name in names if name]
-    assert sum(file.stat().st_size for file in files if file.is_file()) < 66e6
+    assert sum(file.stat().st_size for file in files if file.is_file()) < 60e6
 
 
 # -- by running ----------------------------------------------------------------------------------------------------------
