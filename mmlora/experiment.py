@@ -68,7 +68,7 @@ class Experiment:
         self.cache()
         self.fit()
         metrics = self.score()
-        if processes.first():
+        if processes.first() or processes.sharded():
             self.explain()
         return metrics
 
@@ -122,7 +122,9 @@ class Experiment:
         only_language = self.settings.towers == ("language",) and not self.settings.train_connector
         with self.budget.watch("cache"):
             self.samples: TrainingSet = (
-                PrefixCache.build(self.model, samples, self.folder / "cache") if only_language else samples
+                PrefixCache.build(self.model, samples, self.folder / "cache")
+                if only_language and not processes.sharded()
+                else samples
             )
 
     def reserve(self) -> float:
@@ -181,7 +183,8 @@ class Experiment:
         seen = [(p, q) for p, q in zip(self.test, self.predictions) if p.image is not None]
         chosen = seen[:: max(1, len(seen) // (count + 1))][:count]
         self.maps = {problem.id: occlusion(self.learner, problem, said) for problem, said in chosen}
-        keep_examples(self.folder, self.test, self.predictions, self.maps)
+        if processes.first():
+            keep_examples(self.folder, self.test, self.predictions, self.maps)
         return chosen
 
     def _probe(self) -> Probe | None:
