@@ -4,7 +4,9 @@
 
 `own`: as the run answered them, its pictures in place. `swapped`: the same adapter, each question with another problem's picture
 of the same skill. `reading`: no adapter and no reasoning, the choice whose words the connector reads. `captions_as_text`: the same
-adapter without pictures, the true caption as context. `majority`: the best fixed guess. Only problems that have a picture.
+adapter without pictures, the true caption as context. `majority`: the best fixed guess. `clip`: the choice whose words lie
+nearest to the picture in a CLIP that open_clip loads, by its name there or from a folder of `mmlora.openclip.assemble.save`; by
+default lesson 09's, joined here. Only problems that have a picture.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from mmlora.adapters.files import load_vlm
 from mmlora.evaluation.answering import evaluate
 from mmlora.evaluation.controls import captioned, majority_class, reading, swapped
 from mmlora.evaluation.scores import Prediction, load_predictions, score
+from mmlora.openclip.assemble import NAME, load
+from mmlora.openclip.scores import choose
+from mmlora.openclip.train import joined
 from mmlora.paths import RESULTS
 from mmlora.problems.load import load_problems
 from mmlora.problems.record import Problem
@@ -30,7 +35,10 @@ from mmlora.smolbridge.words import words_read
 EXAMPLES = 5  # answers of each control that the record keeps, to be read
 
 
-def main(name: Annotated[str, typer.Argument(help="a run in results/ whose adapter is there")]):
+def main(
+    name: Annotated[str, typer.Argument(help="a run in results/ whose adapter is there")],
+    clip: Annotated[str, typer.Option(help="the yardstick's name")] = NAME,
+):
     """Answer a recorded run's picture problems in lesser ways."""
     state, folder = machine.git_state(), RESULTS / name
     run = Metrics.load(folder / "metrics.json")
@@ -53,8 +61,11 @@ def main(name: Annotated[str, typer.Argument(help="a run in results/ whose adapt
         "reading": (shown, reading(tqdm(shown, desc="reading"), read)),
         "majority": (shown, majority_class(shown, train)),
     }
+    eyes = joined() if clip == NAME else load(clip)
+    ways["clip"] = (shown, choose(eyes, shown))
     record = {
         "run": name,
+        "clip": clip,
         "controls": {way: score(problems, answers).to_dict() for way, (problems, answers) in ways.items()},
         "examples": {
             way: [{"id": p.id, "question": p.question, "right": p.answer_text, "said": a.text} for p, a in zip(*pair)][
