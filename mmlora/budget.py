@@ -20,7 +20,7 @@ class Budget:
 
     minutes: float
     started: float = field(default_factory=perf_counter)
-    spent: dict[str, float] = field(default_factory=dict)  # minutes by part: data, cache, train, score
+    spent: dict[str, float] = field(default_factory=dict)  # minutes by part: data, align, cache, train, score
     added: float = 0.0  # minutes of earlier sessions
 
     @property
@@ -37,6 +37,16 @@ class Budget:
     def probe_problems(self) -> int:
         """Validation problems at each moment of a `Probe`: a minute in sixty, and none where that makes too few to tell."""
         return min(96, round(2 * self.minutes)) if self.minutes >= WHOLE_SPLITS else 0
+
+    @property
+    def align_minutes(self) -> float:
+        """Minutes in which a connector learns to read: an eighth, for what it misreads no adapter can mend."""
+        return self.minutes / 8
+
+    @property
+    def control_problems(self) -> int:
+        """Problems with a picture that each control answers: an interval of seven points either side from 33 minutes on."""
+        return min(200, max(40, round(6 * self.minutes)))
 
     def elapsed(self) -> float:
         """Minutes since the budget began, and what was added."""
@@ -70,5 +80,5 @@ class Budget:
 
     def to_dict(self) -> dict[str, float]:
         """The `minutes` of metrics.json."""
-        parts = {part: round(self.spent.get(part, 0.0), 2) for part in ("data", "cache", "train", "score")}
+        parts = {part: round(self.spent.get(part, 0.0), 2) for part in ("data", "align", "cache", "train", "score")}
         return {**parts, "total": round(self.elapsed(), 2)}

@@ -5,10 +5,13 @@ Notebook 04 goes through the steps one cell at a time, `run` takes them all; bot
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+
+from safetensors.torch import save_file
 
 from mmlora.adapters.files import load_vlm, save_adapter
 from mmlora.adapters.lora import attach, detach
@@ -18,18 +21,24 @@ from mmlora.encoding.prefix import PrefixCache
 from mmlora.encoding.prompts import taught
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import SPOKEN, evaluate
-from mmlora.evaluation.controls import blanked, majority_class
+from mmlora.evaluation.controls import majority_class
+from mmlora.evaluation.examination import examine
+from mmlora.evaluation.inference import reader
 from mmlora.evaluation.occlusion import occlusion
-from mmlora.evaluation.scores import Method, Prediction, save_predictions, score
+from mmlora.evaluation.scores import Method, Prediction, score
+from mmlora.files import write_whole
 from mmlora.models import processes
+from mmlora.models.connector import FILE as CONNECTOR
+from mmlora.models.connector import kept, own_way
 from mmlora.models.precision import choose, products
 from mmlora.models.vlm import decoder_layers
+from mmlora.problems.captions import captioned, further_captioned
 from mmlora.problems.load import licence, load_problems
 from mmlora.problems.record import Problem
 from mmlora.problems.rows import DataError
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.record import Metrics
-from mmlora.settings import Settings
+from mmlora.settings import Settings, SettingsError
 from mmlora.training.fit import fit
 from mmlora.training.log import TrainingError, TrainLog
 from mmlora.training.probe import Probe
@@ -40,6 +49,7 @@ BASE_METHOD: Method = (
 )
 TOGETHER = 64  # answers at a time: a small model's generation is bound by memory, not by products
 SPARE = 16  # tokens that an answer may be longer than any that was taught
+CONTROLS = 3  # answers to each of their problems: grey, swapped, captions as text; reading costs no words
 TRIAL = 64  # problems that are answered once to see how long scoring will take
 
 
@@ -64,6 +74,7 @@ class Experiment:
         self.load_problems()
         self.load_model()
         self.baselines()
+        self.align()
         self.attach()
         self.cache()
         self.fit()
@@ -73,7 +84,7 @@ class Experiment:
         return metrics
 
     def load_problems(self) -> None:
-        """`train` and `test`, as many as the minutes allow."""
+        """`train` and `test`, as many as the minutes allow, and `transfer`, skills that no training problem has."""
         chosen, budget = self.settings, self.budget
         sizes = chosen.train_problems or budget.train_problems, chosen.test_problems or budget.test_problems
         with budget.watch("data"), processes.one_first():
@@ -81,6 +92,7 @@ class Experiment:
                 load_problems(chosen.data, split, size, missing_images=chosen.missing_images)
                 for split, size in zip(("train", chosen.split), sizes)
             )
+            self.transfer = self._transfer() if chosen.split == "test" else []
 
     def load_model(self) -> None:
         """The frozen base with its processor: `vlm`."""
@@ -96,6 +108,29 @@ class Experiment:
         with self.budget.watch("score"):
             self.base = score(self.test, evaluate(self.vlm, self.test, BASE_METHOD))
         self.majority = score(self.test, majority_class(self.test, self.train))
+
+    def align(self) -> None:
+        """The connector learns to read the training pictures from their captions: `vlm` reads them from then on.
+
+        Where the model brings a way to and the settings do not forbid it. Taken again, what was learned stands.
+        """
+        package, minutes = own_way(self.vlm), self.settings.align_minutes
+        if minutes is None:
+            minutes = self.budget.align_minutes if package and package.aligns(self.vlm) else 0
+        if not minutes:
+            return
+        if package is None:
+            raise SettingsError(f"{self.vlm.name} brings no way to align its connector; set align_minutes to 0")
+        with self.budget.watch("align"):
+            if processes.first() and not (self.folder / CONNECTOR).is_file():
+                pairs = captioned(self.train)
+                tensors, record = package.learn_to_read(
+                    self.vlm, pairs, further_captioned(self.settings.data), minutes, self.folder
+                )
+                write_whole(self.folder / "align.json", json.dumps(record, indent=1) + "\n")
+                save_file(tensors, self.folder / CONNECTOR)
+            processes.wait()
+            self.vlm = kept(self.vlm, self.folder)
 
     def attach(self) -> None:
         """A fresh adapter on the base: `learner`. Prints where it went."""
@@ -134,7 +169,9 @@ class Experiment:
             tokens = self.reply_lengths[9 * len(self.taught) // 10]
             evaluate(self.learner, trial, self.settings.method, batch_size=TRIAL, max_new_tokens=tokens, progress=False)
             minutes = (perf_counter() - began) / 60
-        self.reserved = 1.1 * minutes * (len(self.test) + sum(p.image is not None for p in self.test)) / len(trial)
+        pictures = min(sum(p.image is not None for p in self.test), self.budget.control_problems)
+        answers = len(self.test) + len(self.transfer) + CONTROLS * pictures
+        self.reserved = 1.1 * minutes * answers / len(trial)
         return self.reserved
 
     def fit(self) -> TrainLog:
@@ -145,6 +182,7 @@ class Experiment:
             processes.wait()
             if self.settings.train_connector:  # which was trained in place
                 self.load_model()
+                self.align()
             self.attach()
         chosen = self.settings
         minutes = chosen.train_minutes
@@ -159,19 +197,21 @@ class Experiment:
         return self.log
 
     def score(self) -> Metrics:
-        """Answer the test problems with and without looking, and write everything down at once: `scores`, `blank`."""
+        """Answer the test problems, and the controls, and write everything down at once: `examination`, `scores`, `blank`."""
         if self.log is None:
             raise TrainingError("nothing was trained yet; call fit() before score()")
-        unseen = blanked(self.test)
+        count = self.budget.control_problems
         with self.budget.watch("score"):
-            self.predictions, self.blank_predictions = self._answer(self.test), self._answer(unseen)
-        self.scores, self.blank = score(self.test, self.predictions), score(unseen, self.blank_predictions)
+            found = examine(self.test, self.transfer, self._answer, reader(self.learner), count)
+        self.examination = found
+        self.predictions, self.blank_predictions = found.test.predictions, found.blank.predictions
+        self.scores, self.blank = score(*found.test), score(*found.blank)
         metrics = self._metrics(self.log)
         if not processes.first():
             return metrics
         metrics.save(self.folder / "metrics.json")
-        save_predictions(self.predictions, self.folder / "predictions.jsonl")
-        save_predictions(self.blank_predictions, self.folder / "blank_predictions.jsonl")
+        found.save(self.folder)
+        found.say()
         keep_examples(self.folder, self.test, self.predictions)
         self._save_adapter(metrics)
         return metrics
@@ -183,6 +223,15 @@ class Experiment:
         self.maps = {problem.id: occlusion(self.learner, problem, said) for problem, said in chosen}
         keep_examples(self.folder, self.test, self.predictions, self.maps)
         return chosen
+
+    def _transfer(self) -> list[Problem]:
+        """Problems of skills that are never trained, a tenth as many as are tested, where the data has such a split."""
+        chosen = self.settings
+        try:
+            size = max(1, len(self.test) // 10)
+            return load_problems(chosen.data, "transfer", size, missing_images=chosen.missing_images)
+        except DataError:
+            return []
 
     def _probe(self) -> Probe | None:
         """Answers to a few validation problems while training, where the data has such a split and the minutes allow."""
@@ -232,10 +281,8 @@ class Experiment:
     def _metrics(self, log: TrainLog) -> Metrics:
         method = self.settings.method
         return Metrics(
-            accuracy=self.scores.to_dict(),
+            **self.examination.figures(self.train),
             base=self.base.to_dict(),
-            majority=self.majority.to_dict(),
-            blank_image=self.blank.to_dict(),
             scored_by={"accuracy": method, "base": BASE_METHOD, "majority": "fixed guess", "blank_image": method},
             n_test=len(self.test),
             minutes=self.budget.to_dict(),

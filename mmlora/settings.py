@@ -62,6 +62,12 @@ class Settings:
         None, "How long", "Validation problems answered on the way; none is as many as pay, 0 is none."
     )
 
+    align_minutes: float | None = _setting(
+        None,
+        "How long",
+        "Minutes in which the connector learns to read captions first; none is what the model asks for.",
+    )
+
     rank: int = _setting(16, "Adapter", "Rank of each LoRA product; 4 and 64 did no better in docs/recipe.md.")
     alpha: int | None = _setting(None, "Adapter", "Its scale, divided by the rank; none is twice the rank.")
     first_layer: int | None = _setting(
@@ -117,8 +123,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value > 0):
                 raise SettingsError(f"{name} is {value!r}; give a number above 0")
-        if self.probe_problems is not None and self.probe_problems < 0:
-            raise SettingsError(f"probe_problems is {self.probe_problems}; give 0 for none, or a number above")
+        for name in ("probe_problems", "align_minutes"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise SettingsError(f"{name} is {value}; give 0 for none, or a number above")
         for name in ("towers", "targets"):
             if not getattr(self, name):
                 raise SettingsError(f"{name} is empty; name at least one")

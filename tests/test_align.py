@@ -32,7 +32,7 @@ def test_cells_are_described_by_components_of_equal_size(connector):
     cells = (torch.randn(400, 16, 20, generator=generator) * strength) @ few + 3
     with torch.no_grad():
         whiten(connector, cells)
-        described = connector.seen(cells).flatten(0, 1)
+        described = connector.seen(cells).unflatten(1, (16, -1)).flatten(0, 1)
     assert described.mean(0).abs().max() < 0.01
     covariance = described.T @ described / len(described)
     off = covariance - torch.diag(covariance.diagonal())
@@ -44,12 +44,12 @@ def test_pictures_keep_their_order(tiny_vlm, tmp_path, monkeypatch):
     vlm = copy.deepcopy(tiny_vlm)
     colors = ("red", "green", "blue", "black", "gray", "orange")
     pictures = [tinyvlm.picture(a, b) for a in colors for b in colors]
-    seen = look(vlm, iter(pictures), len(pictures), tmp_path / "seen.f16")
+    seen = look(vlm, iter(pictures), tmp_path / "seen.f16", fresh=True)
     assert not torch.equal(vlm.model.model.connector.describe.weight, tiny_vlm.model.model.connector.describe.weight)
     pixels = vlm.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        expected = vlm.model.model.connector.seen(vlm.model.model.get_image_cells(pixels)).numpy()
-    nearest = ((seen[:, None].astype(np.float32) - expected[None]) ** 2).sum((-2, -1)).argmin(1)
+        expected = vlm.model.model.connector.seen(*vlm.model.model.get_image_view(pixels)[:2]).numpy()
+    nearest = ((seen[:, None].astype(np.float32) - expected[None]) ** 2).sum(-1).argmin(1)
     assert nearest.tolist() == list(range(len(pictures)))
     assert np.abs(seen - expected).max() < 0.05 * np.abs(expected).max()
 
@@ -83,9 +83,9 @@ def aligned(tiny_vlm, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     rng, connector = np.random.default_rng(0), vlm.model.model.connector
     kinds = rng.integers(len(CAPTIONS), size=400)
-    shape = (connector.side**2, connector.describe.out_features)
-    patterns = rng.normal(size=(len(CAPTIONS), *shape))
-    seen = (patterns[kinds] + 0.1 * rng.normal(size=(400, *shape))).astype(np.float16)
+    numbers = connector.read.in_features
+    patterns = rng.normal(size=(len(CAPTIONS), numbers))
+    seen = (patterns[kinds] + 0.1 * rng.normal(size=(400, numbers))).astype(np.float16)
     seen.tofile(folder / "seen.f16")
     (folder / "captions.json").write_text(json.dumps([(CAPTIONS[k], "squares") for k in kinds]))
     save_file(
@@ -101,12 +101,15 @@ def test_the_connector_learns_to_read_and_what_was_learned_ships(aligned):
     assert facts["captions_read_right"] == {"squares": [100, 100]} and len(facts["log"]) == 30
     assert facts["log"][-1]["held_out_loss"] < 0.1 < facts["log"][0]["held_out_loss"]
     shipped = assemble._connector(folder / "out" / "connector.safetensors")
-    sizes = assemble._sizes(shipped)
+    sizes = assemble.sizes(shipped)
     assert sizes == {
         "cell_width": 16,
         "connector_width": 64,
         "dictionary": facts["dictionary"],
         "visual_tokens": facts["visual_tokens"],
+        "spelling": 0,
+        "glance": False,
+        "naming_tokens": 0,
     }
     describe = load_file(folder / "work" / f"pictures-5-400-{version()}" / "describe.safetensors")
     assert torch.allclose(shipped["describe.weight"].float(), describe["weight"], atol=1e-2)
@@ -115,3 +118,14 @@ def test_the_connector_learns_to_read_and_what_was_learned_ships(aligned):
     said = align.say(connector, seen[:100]).argmax(-1)
     words = [vlm.processor.tokenizer.decode(shipped["word_ids"][row]).rstrip(SILENCE) for row in said]
     assert words == captions[:100]
+
+
+def test_a_large_matrix_ships_in_eight_bits_and_the_rest_in_sixteen(monkeypatch):
+    monkeypatch.setattr(assemble, "LARGE", 100)
+    tensors = {"read.weight": torch.randn(8, 40), "read.bias": torch.randn(8), "word_ids": torch.arange(3)}
+    shipped = assemble.packed(tensors)
+    assert shipped["connector.read.weight"].dtype == torch.int8 and shipped["connector.read.bias"].dtype == torch.half
+    again = assemble.unpacked(shipped)
+    assert again.keys() == tensors.keys() and torch.equal(again["word_ids"], tensors["word_ids"])
+    step = tensors["read.weight"].abs().amax(1, keepdim=True) / 127
+    assert ((again["read.weight"] - tensors["read.weight"]).abs() <= 0.51 * step).all()

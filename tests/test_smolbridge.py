@@ -100,9 +100,9 @@ def test_what_was_read_is_not_rounded_under_autocast(tiny_vlm, batch):
 def test_pictures_are_seen_alike_in_any_number(tiny_vlm):
     """The tower runs a few pictures at a time."""
     core, pixels = tiny_vlm.model.model, torch.randn(6, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    together = core.get_image_cells(pixels)
+    together = core.get_image_view(pixels)[0]
     assert together.shape[:2] == (6, 16)
-    assert torch.allclose(together, torch.cat([core.get_image_cells(p[None]) for p in pixels]), atol=1e-4)
+    assert torch.allclose(together, torch.cat([core.get_image_view(p[None])[0] for p in pixels]), atol=1e-4)
 
 
 def test_each_row_is_answered_as_if_alone(tiny_vlm, batch):

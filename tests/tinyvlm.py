@@ -37,8 +37,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build() -> VLM:
-    """The model in evaluation mode: four layers, pictures of 128 x 128 as four tokens."""
+def build(**sizes) -> VLM:
+    """The model in evaluation mode: four layers, pictures of 128 x 128 as four tokens; `sizes` of its configuration."""
     words = tokenizer()
     mark = words.convert_tokens_to_ids("<image>")
     text = AutoConfig.for_model(
@@ -60,8 +60,7 @@ def build() -> VLM:
         image_size=128,
         cell_width=16,
         connector_width=64,
-        visual_tokens=4,
-        dictionary=40,
+        **{"visual_tokens": 4, "dictionary": 40, **sizes},
         image_token_id=mark,
     )
     torch.manual_seed(0)

@@ -49,13 +49,12 @@ def drawn(vlm, count: int, seed: int, folder: Path) -> tuple[np.ndarray, list[st
                 texts.append((problem.caption, problem.skill))
                 yield problem.image
 
-        look(vlm, pictures(), count, folder / "seen.f16")
+        look(vlm, pictures(), folder / "seen.f16", count, fresh=True)
         save_file(connector.describe.state_dict(), folder / "describe.safetensors")
         file.write_text(json.dumps(texts))
     connector.describe.load_state_dict(load_file(folder / "describe.safetensors"))
     captions, skills = zip(*json.loads(file.read_text()))
-    shape = (count, connector.side**2, connector.describe.out_features)
-    seen = np.memmap(folder / "seen.f16", np.float16, "r", shape=shape)
+    seen = np.memmap(folder / "seen.f16", np.float16, "r", shape=(count, connector.read.in_features))
     return seen, list(captions), list(skills)
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from mmlora.adapters.card import card
 from mmlora.adapters.lora import BESIDE, AdapterError, refuse_wrapped, wrapped
 from mmlora.guests import UNKNOWN_LICENCE
+from mmlora.models import connector
 from mmlora.models.base import Base, base_of, stored_as
 from mmlora.models.resolution import set_side
 from mmlora.models.vlm import VLM, base_model, load_base
@@ -45,6 +46,7 @@ def save_adapter(
     beside = _ready(_beside(model))
     base = base_of(model, beside)
     folder = write(model, base, folder, beside)
+    connector.keep(base_model(model), folder)
     if processor is not None:
         processor.save_pretrained(folder)
     (folder / "README.md").write_text(card(model, base, facts, data_licence, sorted(beside)), encoding="utf-8")

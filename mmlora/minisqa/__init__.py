@@ -6,14 +6,19 @@ A guest: `load_problems("minisqa")` finds it by its entry point (see `mmlora.gue
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
+
+from PIL import Image
 
 from mmlora.minisqa import skills  # noqa: F401 - importing a skill registers it
-from mmlora.minisqa.core import SKILLS, SPLIT_SIZES, Draft, UnknownSkill, generate
+from mmlora.minisqa.core import SKILLS, SPLIT_SIZES, UNTRAINED, Draft, UnknownSkill, generate
 from mmlora.problems.record import Problem
 
-__all__ = ["LICENCE", "SKILLS", "SPLIT_SIZES", "Draft", "UnknownSkill", "generate", "load"]
+__all__ = ["LICENCE", "SKILLS", "SPLIT_SIZES", "UNTRAINED", "Draft", "UnknownSkill", "captioned", "generate", "load"]
 
 LICENCE = "apache-2.0"
+BLOCK = 1000  # problems that are drawn under one seed
+FURTHER = 10_000_019  # seeds of further pictures: multiples of this, far from those that people use
 
 
 def load(split: str, limit: int | None) -> Iterator[Problem]:
@@ -24,3 +29,11 @@ def load(split: str, limit: int | None) -> Iterator[Problem]:
     sizes = None if limit is None else {split: limit}
     folder = dataset.home() if limit is None else dataset.home() / f"{split}-{limit}"
     return parquet.read([dataset.build(folder, sizes=sizes) / f"{split}.parquet"], split)
+
+
+def captioned() -> Iterator[tuple[Image.Image, str]]:
+    """Pictures of the trained skills with their captions, without end: none of a test picture, none of an untrained skill."""
+    for block in count(1):
+        for problem in generate("train", BLOCK, seed=FURTHER * block):
+            if problem.image is not None:
+                yield problem.image, problem.caption

@@ -6,8 +6,14 @@ A guest: `load_vlm("smolbridge")` finds it by its entry point (see `mmlora.guest
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmlora.models.catalog import Entry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mmlora.models.vlm import VLM
 
 ENTRY = Entry(
     name="smolbridge",
@@ -31,6 +37,32 @@ def folder() -> Path:
 def register() -> None:
     """Let transformers know the architecture."""
     import mmlora.smolbridge.model  # noqa: F401 - its last lines register
+
+
+def aligns(vlm: Any) -> bool:
+    """Whether a run aligns the connector unless it is told otherwise: one that MiniSQA's captions taught is left as it is."""
+    return vlm.model.config.glance
+
+
+def learn_to_read(vlm: Any, captioned: Any, further: Any, minutes: float, work: Path) -> Any:
+    """See `aligned.learn_to_read`."""
+    from mmlora.smolbridge import aligned
+
+    return aligned.learn_to_read(vlm, captioned, further, minutes, work)
+
+
+def adopt(vlm: Any, tensors: Any) -> Any:
+    """See `aligned.adopt`."""
+    from mmlora.smolbridge import aligned
+
+    return aligned.adopt(vlm, tensors)
+
+
+def words_read(vlm: VLM, picture: Image.Image) -> list[tuple[str, float]]:
+    """For each visual token its likeliest word, and how likely that is."""
+    from mmlora.smolbridge.words import words_read
+
+    return words_read(vlm, picture)
 
 
 def download() -> tuple[int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mmlora.smolbridge.connector import Connector
 from mmlora.training.order import schedule
 
 BASIS = 1000  # pictures that settle the cells' principal components: 64,000 cells
+View = tuple[torch.Tensor, torch.Tensor | None]  # cells (pictures, cells, cell_size) and the glance
 SILENCE = "\n"  # what the visual tokens after a caption's end say
 
 
@@ -34,6 +35,7 @@ class ReadSettings:
     """How the connector learns to read."""
 
     epochs: int = 12  # beyond that it learns these pictures by heart
+    fewest_steps: int = 0  # or as many epochs as make these: a few hundred pictures are not read in twelve
     learning_rate: float = 1e-3  # the peak
     warmup_share: float = 0.05  # of the steps; before that Adam's moments are noise
     batch_size: int = 256  # pictures a step
@@ -43,26 +45,24 @@ class ReadSettings:
 
 
 @torch.inference_mode()
-def look(vlm: VLM, pictures: Iterable, count: int, file: Path) -> np.ndarray:
-    """What the connector sees of every picture: float16 (count, cells, cell_width), memory-mapped.
+def look(vlm: VLM, pictures: Iterable, file: Path, count: int | None = None, fresh: bool = False) -> np.ndarray:
+    """What the connector sees of every picture: float16 (pictures, numbers), memory-mapped from `file`.
 
-    The first `BASIS` pictures settle `describe`: the cells' principal components at equal size, for most of what the
-    tower reports is the same in all pictures, and plain training would not see past it.
+    A `fresh` connector is first told how to describe what the tower reports: see `settle`. `count`, where it is known,
+    is for the progress bar.
     """
-    connector, basis, at = vlm.model.model.connector, min(BASIS, count), 0
-    coming = iter(tqdm(pictures, total=count, desc="looking", unit="picture"))
-    first = torch.empty(basis, connector.side**2, connector.describe.in_features, dtype=torch.half)
-    shape = (count, connector.side**2, connector.describe.out_features)
-    aside: Any = np.memmap(file.with_suffix(".part"), np.float16, "w+", shape=shape)
-    for part in _parts(islice(coming, basis)):
-        first[at : at + len(part)], at = _cells(vlm, part), at + len(part)
-    whiten(connector, first)
-    aside[:basis] = torch.cat([connector.seen(part.float()) for part in first.split(64)]).numpy()
-    for part in _parts(coming):
-        aside[at : at + len(part)], at = connector.seen(_cells(vlm, part)).numpy(), at + len(part)
-    aside.flush()
-    file.with_suffix(".part").replace(file)
-    return np.memmap(file, np.float16, "r", shape=shape)
+    connector, aside = vlm.model.model.connector, file.with_suffix(".part")
+    coming = (_view(vlm, part) for part in _parts(tqdm(pictures, total=count, desc="looking", unit="picture")))
+    first: list[View] = []
+    if fresh:
+        while sum(len(cells) for cells, _ in first) < BASIS and (view := next(coming, None)):
+            first.append(view)
+        settle(connector, first)
+    with open(aside, "wb") as kept:
+        for cells, glance in chain(first, coming):
+            kept.write(connector.seen(cells.float(), glance).half().numpy().tobytes())
+    aside.replace(file)
+    return np.memmap(file, np.float16, "r").reshape(-1, connector.read.in_features)
 
 
 def _parts(pictures: Iterable, size: int = 16) -> Iterator[list]:
@@ -71,9 +71,23 @@ def _parts(pictures: Iterable, size: int = 16) -> Iterator[list]:
         yield part
 
 
-def _cells(vlm: VLM, pictures: list) -> torch.Tensor:
+def _view(vlm: VLM, pictures: list) -> View:
+    """Cells, in half precision to keep many, and the glance."""
     pixels = vlm.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    return vlm.model.model.get_image_cells(pixels)
+    cells, glance, _ = vlm.model.model.get_image_view(pixels)
+    return cells.half(), glance
+
+
+def settle(connector: Connector, views: list[View]) -> None:
+    """Decide how pictures are described: cells by their principal components, all numbers at equal size.
+
+    Most of what the tower reports is the same in all pictures, and plain training would not see past it.
+    """
+    whiten(connector, torch.cat([cells for cells, _ in views]))
+    if views[0][1] is not None:
+        glances = torch.cat([glance for _, glance in views if glance is not None])
+        connector.usual.copy_(glances.mean(0))
+        connector.spread.copy_(glances.std(0).clamp(min=1e-4))
 
 
 def whiten(connector: Connector, cells: torch.Tensor) -> None:
@@ -106,19 +120,23 @@ def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings
     `loss` and `held_out_loss` are nats a word, `words_right` the share of held-out words whose likeliest is right.
     """
     held, rows = settings.held_out, len(seen)
-    learning = nn.ModuleList([connector.recognise, connector.read, connector.write]).requires_grad_(True)
+    learning = nn.ModuleList([connector.recognise, connector.read, connector.write, connector.spell]).requires_grad_(
+        True
+    )
     optimizer = torch.optim.AdamW(learning.parameters(), betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     rng, records = np.random.default_rng(0), []
-    per_epoch = (rows - held) // settings.batch_size
-    for epoch in range(settings.epochs):
+    batch_size = min(settings.batch_size, rows - held)
+    per_epoch = (rows - held) // batch_size
+    epochs = max(settings.epochs, -(-settings.fewest_steps // per_epoch))
+    for epoch in range(epochs):
         losses, order = [], held + rng.permutation(rows - held)
-        for at in (bar := tqdm(range(per_epoch), desc=f"reading, epoch {epoch + 1} of {settings.epochs}")):
-            share = (epoch * per_epoch + at + 0.5) / (settings.epochs * per_epoch)
+        for at in (bar := tqdm(range(per_epoch), desc=f"reading, epoch {epoch + 1} of {epochs}", leave=False)):
+            share = (epoch * per_epoch + at + 0.5) / (epochs * per_epoch)
             optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(share, settings.warmup_share)
-            batch = np.sort(order[at * settings.batch_size : (at + 1) * settings.batch_size])
+            batch = np.sort(order[at * batch_size : (at + 1) * batch_size])
             with mixed(torch.device("cpu")):
                 scores = connector.words(_numbers(seen[batch]), settings.dropout)
-            loss = nn.functional.cross_entropy(scores.float().view(-1, connector.said[1]), spelled[batch].flatten())
+            loss = nn.functional.cross_entropy(scores.float().flatten(0, 1), spelled[batch].flatten())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -135,14 +153,15 @@ def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings
                 "words_right": round(right, 4),
             }
         )
-        print(records[-1], flush=True)
+        if epochs == settings.epochs or epoch + 1 == epochs:
+            print(records[-1], flush=True)
     learning.requires_grad_(False)
     return records
 
 
 @torch.inference_mode()
 def say(connector: Connector, seen: np.ndarray) -> torch.Tensor:
-    """Scores (pictures, visual_tokens, dictionary) of the words for pictures as the connector sees them."""
+    """Scores (pictures, said, dictionary) of the words for pictures as the connector sees them."""
     return torch.cat([connector.words(_numbers(part)) for part in np.array_split(seen, 1 + len(seen) // 256)])
 
 
@@ -150,12 +169,21 @@ def _numbers(seen: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(seen.astype(np.float32))
 
 
-def fitting(model: Any, words: torch.Tensor, visual_tokens: int) -> Connector:
-    """A fresh connector for this dictionary and this many visual tokens that describes cells as `model`'s does."""
+def fitting(model: Any, words: torch.Tensor, said: int, names: torch.Tensor | None = None) -> Connector:
+    """A fresh connector for this dictionary and this many tokens of a caption that describes pictures as `model`'s does.
+
+    `names`, places in the dictionary (1000, naming_tokens), adds the visual tokens that say ImageNet's name.
+    """
     config, core = copy.copy(model.config), model.model
-    config.dictionary, config.visual_tokens = len(words), visual_tokens
+    config.naming_tokens = 0 if names is None else names.shape[1]
+    config.dictionary, config.visual_tokens = len(words), said + config.naming_tokens
     torch.manual_seed(0)
     connector = Connector(config, core.vision_tower.feature_info.channels())
     connector.describe.load_state_dict(core.connector.describe.state_dict())
     connector.word_ids.copy_(words)
+    if config.glance:
+        connector.usual.copy_(core.connector.usual)
+        connector.spread.copy_(core.connector.spread)
+    if names is not None:
+        connector.names.copy_(names)
     return connector

@@ -7,11 +7,11 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, ViTImageProcessor
 
 from mmlora.files import sha256, sha256_of_all
@@ -19,18 +19,25 @@ from mmlora.models import base as bases
 from mmlora.models.base import Base
 from mmlora.paths import WEIGHTS, cache_home
 from mmlora.smolbridge.config import SmolBridgeConfig
-from mmlora.smolbridge.model import SmolBridgeForConditionalGeneration, plain_tower, without_norms
+from mmlora.smolbridge.model import (
+    SmolBridgeForConditionalGeneration,
+    SmolBridgeModel,
+    plain_tower,
+    without_norms,
+)
 from mmlora.smolbridge.processor import CHAT_TEMPLATE, IMAGE_TOKEN, SmolBridgeProcessor
 from mmlora.smolbridge.wheels import LANGUAGE, VISION, WeightsError, fetch
 
 CONNECTOR = WEIGHTS / "smolbridge" / "connector.safetensors"
+LARGE = 2_000_000  # numbers of a matrix from which on it is shipped in eight bits: so many megabytes less in git
+SCALE = ".scale"  # the end of the name of its rows' scales
 
 
-def assembled(connector: Path | None = CONNECTOR, **config) -> Path:
+def assembled(connector: Path | None = CONNECTOR, name: str = "smolbridge", **config) -> Path:
     """The folder of the assembled SmolBridge, made at the first call (tens of seconds) and kept in the user cache.
 
-    `connector` holds the aligned connector and says its sizes (None: a fresh, unaligned one); `config` overrides sizes of
-    `SmolBridgeConfig`. Raises `WeightsError` when a part is missing or cannot be kept.
+    `connector` holds the aligned connector and says its sizes (None: a fresh, unaligned one), `name` is what adapters call
+    this base; `config` overrides sizes of `SmolBridgeConfig`. Raises `WeightsError` when a part is missing or cannot be kept.
     """
     if connector and not Path(connector).is_file():
         raise WeightsError(
@@ -43,7 +50,7 @@ def assembled(connector: Path | None = CONNECTOR, **config) -> Path:
         "language": LANGUAGE.sha256,
         "vision": VISION.sha256,
     }
-    base = Base("smolbridge", None, "apache-2.0", _hash(parts))
+    base = Base(name, None, "apache-2.0", _hash(parts))
     target = cache_home() / "models" / f"smolbridge-{_hash({**parts, 'code': _code()})[:12]}"
     if (target / "config.json").is_file():
         return target
@@ -108,10 +115,10 @@ def _assemble(
     tensors = _connector(connector) if connector else {}
     torch.manual_seed(0)
     model = SmolBridgeForConditionalGeneration(
-        SmolBridgeConfig(text_config=text_config, **_sizes(tensors), **config)
+        SmolBridgeConfig(text_config=text_config, **sizes(tensors), **config)
     ).float()
     model.model.language_model.load_state_dict(language.model.state_dict())
-    _load_vision(model.model.vision_tower, vision)
+    _load_vision(model.model, vision)
     if tensors:
         model.model.connector.load_state_dict(tensors)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
@@ -130,28 +137,57 @@ def vision_tensors(file: Path) -> dict[str, torch.Tensor]:
     return dict(zip(whole, tensors.values()))
 
 
-def _load_vision(tower: nn.Module, file: Path) -> None:
-    """The published numbers; the classifier is left out."""
+def _load_vision(core: SmolBridgeModel, file: Path) -> None:
+    """The published numbers; what is above the maps only where the model takes a glance."""
     named, plain = vision_tensors(file), plain_tower("tf_efficientnet_lite0")
     plain.load_state_dict({name: named[name] for name in plain.state_dict()})
-    tower.load_state_dict(without_norms(plain).state_dict())
+    core.vision_tower.load_state_dict(without_norms(plain).state_dict())
+    if core.namer is not None:
+        whole = timm.create_model("tf_efficientnet_lite0")
+        whole.load_state_dict(named)
+        above = {n: p for n, p in without_norms(whole).state_dict().items() if n in core.namer.state_dict()}
+        core.namer.load_state_dict(above)
+
+
+def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A connector as it is shipped: half precision, and a large matrix in eight bits with a scale for each row."""
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2 and tensor.is_floating_point() and tensor.numel() > LARGE:
+            scale = tensor.abs().amax(1, keepdim=True) / 127
+            found[f"connector.{name}"] = (tensor / scale).round().to(torch.int8)
+            found[f"connector.{name}{SCALE}"] = scale
+        else:
+            found[f"connector.{name}"] = (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+    return found
+
+
+def unpacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `packed` made, as a connector's own tensors; half precision where nothing was in eight bits."""
+    plain = {name.removeprefix("connector."): t for name, t in tensors.items()}
+    scales = {name.removesuffix(SCALE): plain.pop(name) for name in list(plain) if name.endswith(SCALE)}
+    return {name: t.float() * scales[name] if name in scales else t for name, t in plain.items()}
 
 
 def _connector(file: Path) -> dict[str, torch.Tensor]:
     """The connector's tensors as `smolbridge.align` wrote them."""
-    return {name.removeprefix("connector."): t for name, t in load_file(file).items()}
+    return unpacked(load_file(file))
 
 
-def _sizes(connector: dict[str, torch.Tensor]) -> dict[str, int]:
+def sizes(connector: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What the tensors say about the sizes in `SmolBridgeConfig`; nothing for a fresh connector."""
     if not connector:
         return {}
-    words = len(connector["word_ids"])
+    words, naming = len(connector["word_ids"]), connector["names"].shape[1] if "names" in connector else 0
+    spelling = connector["spell.weight"].shape[1] if "spell.weight" in connector else 0
     return {
         "cell_width": len(connector["describe.weight"]),
         "connector_width": len(connector["read.weight"]),
         "dictionary": words,
-        "visual_tokens": len(connector["write.weight"]) // words,
+        "visual_tokens": len(connector["write.weight"]) // (spelling or words) + naming,
+        "spelling": spelling,
+        "glance": "usual" in connector,
+        "naming_tokens": naming,
     }
 
 

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mmlora.smolbridge.config import SmolBridgeConfig
-from mmlora.smolbridge.connector import Connector
+from mmlora.smolbridge.connector import Connector, Namer
 from mmlora.smolbridge.processor import SmolBridgeProcessor
 
 
@@ -75,6 +75,7 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         tower = plain_tower(config.vision_name)
         channels, self.vision_tower = tower.feature_info.channels(), without_norms(tower)
         self.connector = Connector(config, channels)
+        self.namer = Namer(channels[-1]) if config.glance else None
         self.language_model = AutoModel.from_config(config.text_config)
         self.language_model.rotary_emb.register_forward_hook(_as_multiplied)
         self.post_init()
@@ -85,13 +86,21 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         self.vision_tower.eval()
         return self
 
-    def get_image_cells(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures (batch, 3, size, size) → cell descriptions (batch, cells, cell_size), before the connector."""
+    def get_image_view(
+        self, pixel_values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Pictures (batch, 3, size, size) → what comes before the connector: cell descriptions (batch, cells, cell_size),
+        the glance (batch, glance_size) and the ImageNet classifier's scores (batch, 1000); None where the model has none.
+        """
         few = (
             4 if pixel_values.device.type == "cpu" else len(pixel_values)
         )  # what stays in a processor's cache is faster
         parts = [self.vision_tower(p) for p in pixel_values.to(memory_format=torch.channels_last).split(few)]
-        return self.connector.cells([torch.cat(maps).contiguous() for maps in zip(*parts)])
+        maps = [torch.cat(each).contiguous() for each in zip(*parts)]
+        if self.namer is None:
+            return self.connector.cells(maps), None, None
+        last, scores = self.namer(maps[-1])
+        return self.connector.cells(maps), self.connector.glance(maps, last), scores
 
     def get_image_words(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures (batch, 3, size, size) → probabilities (batch, visual_tokens, dictionary) of `connector.word_ids`.
@@ -99,7 +108,11 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         In the weights' own precision even under autocast: what was read is rounded nowhere.
         """
         with torch.autocast(pixel_values.device.type, enabled=False):
-            return self.connector(self.get_image_cells(pixel_values)).softmax(-1)
+            cells, glance, scores = self.get_image_view(pixel_values)
+            words = self.connector(cells, glance).softmax(-1)
+            if scores is None or not self.config.naming_tokens:
+                return words
+            return torch.cat([words, self.connector.named(scores.softmax(-1))], dim=1)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures (batch, 3, size, size) → visual tokens (batch, visual_tokens, hidden): words in their mixture."""

@@ -1,0 +1,64 @@
+"""A connector that was aligned in a run: kept as a file, adopted by the model that it was aligned on.
+
+LLaVA's first stage (arXiv 2304.08485): before an adapter learns to answer, the connector learns from captions what the
+pictures of a task show. The model is another base from then on, with a hash of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mmlora import guests
+from mmlora.models import base as bases
+from mmlora.models.vlm import VLM, base_model
+
+FILE = "connector.safetensors"
+ALIGNED = "mmlora_connector"  # a base's attribute: the tensors that it adopted
+
+
+def own_way(vlm: VLM) -> Any:
+    """The package of this model where it aligns and adopts connectors in its own way, or None."""
+    package = guests.guest("models", vlm.model.config.model_type)
+    return package if hasattr(package, "learn_to_read") else None
+
+
+def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:
+    """The model with these tensors as its connector, in place; its base is another one from now on.
+
+    Raises `ValueError` where they do not fit.
+    """
+    model, base = base_model(vlm.model), vlm.base
+    if package := own_way(vlm):
+        vlm = package.adopt(vlm, tensors)
+    else:
+        own = dict(model.named_parameters())
+        if strange := [name for name in tensors if name not in own or own[name].shape != tensors[name].shape]:
+            raise ValueError(f"the connector has {strange[0]}, which this model has not or in another size")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+    digest = sha256(base.weights.encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    bases.mark(model, replace(base, weights=digest.hexdigest()))
+    setattr(model, ALIGNED, tensors)
+    return vlm
+
+
+def keep(model: nn.Module, folder: Path) -> None:
+    """Write what the model adopted into `folder`; where it has its own connector there is nothing to write."""
+    (folder / FILE).unlink(missing_ok=True)
+    if tensors := getattr(base_model(model), ALIGNED, None):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE)
+
+
+def kept(vlm: VLM, folder: Path) -> VLM:
+    """The model with the connector that lies in `folder`; as it is where none does."""
+    return adopt(vlm, load_file(folder / FILE)) if (folder / FILE).is_file() else vlm

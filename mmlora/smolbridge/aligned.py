@@ -1,0 +1,126 @@
+"""Alignment inside a run: SmolBridge's connector learns to read the pictures at hand, from their captions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from PIL import Image, ImageEnhance
+
+from mmlora.models.vlm import VLM, base_model
+from mmlora.problems.pictures import rgb
+from mmlora.smolbridge.align import ReadSettings, fitting, look, read, spell
+from mmlora.smolbridge.assemble import sizes
+from mmlora.smolbridge.connector import Connector
+
+LOOKING = 0.75  # share of the minutes; reading takes the rest
+ENOUGH = 6000  # pictures, copies included, beyond which copies of few pictures teach nothing new
+FEWEST = 400  # steps of reading
+LONGEST = 32  # tokens of a caption that are read
+HELD_OUT = 0.05  # share of the first-hand pictures that only measure
+
+Captioned = tuple[Image.Image, str]
+
+
+def learn_to_read(
+    vlm: VLM, captioned: Sequence[Captioned], further: Iterable[Captioned], minutes: float, work: Path
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors of a connector that learned to read these pictures, and a record of how.
+
+    `captioned` are looked at once, then `further` ones as long as the minutes allow, or slightly altered copies where there
+    are none. Words that no caption has cannot be said afterwards. Raises `ValueError` without captions.
+    """
+    if not captioned:
+        raise ValueError("no picture has a caption, so the connector has nothing to learn from; give a caption column")
+    began, texts = perf_counter(), list[str]()
+
+    def pictures() -> Iterator[Image.Image]:
+        for image, text in chain(captioned, _more(captioned, further)):
+            if len(texts) >= len(captioned) and perf_counter() - began > 60 * LOOKING * minutes:
+                return
+            texts.append(text)
+            yield image
+
+    seen = look(vlm, pictures(), work / "seen.f16")
+    looked = perf_counter() - began
+    words, spelled = spell(vlm.processor.tokenizer, _bounded(vlm.processor.tokenizer, texts))
+    connector = fitting(vlm.model, words, spelled.shape[1])
+    _go_on(connector, base_model(vlm.model).model.connector)
+    held = round(HELD_OUT * len(captioned))
+    log = read(connector, seen, spelled, ReadSettings(held_out=held, fewest_steps=FEWEST))
+    (work / "seen.f16").unlink()
+    record = {
+        "pictures": len(texts),
+        "captioned": len(captioned),
+        "held_out": held,
+        "dictionary": len(words),
+        "visual_tokens": spelled.shape[1],
+        "seconds_looking": round(looked, 1),
+        "seconds_reading": round(perf_counter() - began - looked, 1),
+        "log": log,
+    }
+    return connector.state_dict(), record
+
+
+def _bounded(tokenizer: Any, texts: list[str]) -> list[str]:
+    """Captions as inside a sentence, the first `LONGEST` tokens of each: every further one costs all pictures a visual token."""
+    rows = tokenizer([f" {text.strip()}" for text in texts], add_special_tokens=False)["input_ids"]
+    if long := sum(len(row) > LONGEST for row in rows):
+        print(f"{long} of {len(rows)} captions are longer than {LONGEST} tokens; the connector reads them up to there")
+    return tokenizer.batch_decode([row[:LONGEST] for row in rows])
+
+
+def _more(captioned: Sequence[Captioned], further: Iterable[Captioned]) -> Iterator[Captioned]:
+    """Further pictures, or altered copies up to `ENOUGH`."""
+    none = True
+    for pair in further:
+        none = False
+        yield pair
+    lot = random.Random(0)
+    for _ in range(ENOUGH // len(captioned) if none else 0):
+        for image, text in captioned:
+            yield _altered(rgb(image), lot), text
+
+
+def _altered(image: Image.Image, lot: random.Random) -> Image.Image:
+    """A little larger or smaller, shifted, lighter or darker: what the picture shows stays the same."""
+    width, height = image.size
+    scale, shift = lot.uniform(0.92, 1.08), (lot.uniform(-0.05, 0.05) * width, lot.uniform(-0.05, 0.05) * height)
+    moved = image.transform(
+        image.size, Image.Transform.AFFINE, (scale, 0, shift[0], 0, scale, shift[1]), Image.Resampling.BILINEAR,
+        fillcolor=image.getpixel((0, 0)),
+    )  # fmt: skip
+    return ImageEnhance.Brightness(moved).enhance(lot.uniform(0.9, 1.1))
+
+
+@torch.no_grad()
+def _go_on(connector: Connector, known: Connector) -> None:
+    """Begin with what the base has learned of pictures, and with how it spells the words that both dictionaries have."""
+    connector.recognise.load_state_dict(known.recognise.state_dict())
+    connector.read.load_state_dict(known.read.state_dict())
+    place = {word: at for at, word in enumerate(known.word_ids.tolist())}
+    for at, word in enumerate(connector.word_ids.tolist()):
+        if word in place:
+            connector.spell.weight[at] = known.spell.weight[place[word]]
+            connector.spell.bias[at] = known.spell.bias[place[word]]
+
+
+def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:
+    """The model with a connector of these tensors in place of its own, and a processor that leaves it as many slots."""
+    model = base_model(vlm.model)
+    for name, value in sizes(tensors).items():
+        setattr(model.config, name, value)
+    connector = Connector(model.config, model.model.vision_tower.feature_info.channels())
+    connector.load_state_dict(tensors)
+    model.model.connector = connector.to(model.device, model.dtype).requires_grad_(False).eval()
+    processor = type(vlm.processor)(
+        vlm.processor.image_processor, vlm.processor.tokenizer, vlm.processor.chat_template,
+        visual_tokens=model.config.visual_tokens,
+    )  # fmt: skip
+    return replace(vlm, processor=processor)

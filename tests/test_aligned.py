@@ -1,0 +1,161 @@
+"""Alignment inside a run: the connector learns to read captions, the model adopts it, and an adapter names what it stands on."""
+
+import json
+from itertools import islice
+
+import pytest
+import tinyvlm
+import torch
+from PIL import Image
+
+from mmlora import minisqa
+from mmlora.adapters.files import load_adapter, load_vlm, save_adapter
+from mmlora.adapters.lora import AdapterError, attach, detach
+from mmlora.experiment import Experiment
+from mmlora.models.connector import FILE, adopt, own_way
+from mmlora.models.vlm import load_base
+from mmlora.problems.captions import captioned, further_captioned
+from mmlora.problems.record import Problem
+from mmlora.settings import Settings, SettingsError
+from mmlora.smolbridge import aligned, assemble
+from mmlora.smolbridge.words import words_read
+
+COLOURS = ("red", "green", "blue", "white")
+PAIRS = [
+    (tinyvlm.picture(a, b, size), f"{a} and {b}")
+    for a in COLOURS
+    for b in COLOURS
+    for size in ((90, 70), (80, 80), (70, 90))
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny SmolBridge that glances and names, as published weights in a folder."""
+    vlm = tinyvlm.build(visual_tokens=6, spelling=8, glance=True, naming_tokens=2)
+    path = tmp_path_factory.mktemp("base")
+    vlm.model.save_pretrained(path)
+    vlm.processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def learned(folder, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aligned, "ENOUGH", 3 * len(PAIRS))
+        torch.manual_seed(0)
+        return aligned.learn_to_read(load_base(folder), PAIRS, (), 1, tmp_path_factory.mktemp("work"))
+
+
+def said(vlm, picture):
+    return "".join(word for word, _ in words_read(vlm, picture)).strip()
+
+
+def test_the_last_visual_tokens_say_what_the_classifier_would():
+    vlm = tinyvlm.build(visual_tokens=6, spelling=8, glance=True, naming_tokens=2)
+    core = vlm.model.model
+    core.connector.names.copy_(torch.stack([torch.arange(1000) % 40, torch.arange(1000) % 7], 1))
+    pixels = vlm.processor.image_processor([PAIRS[0][0]], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        core.namer.classifier.bias[123] += 100.0  # 123 % 40 = 3 and 123 % 7 = 4
+        chances = core.get_image_words(pixels)
+    assert chances.shape == (1, 6, 40) and torch.allclose(chances.sum(-1), torch.ones(1, 6), atol=1e-5)
+    assert chances[0, 4:].argmax(-1).tolist() == [3, 4] and chances[0, 4:].amax(-1).min() > 0.99
+
+
+def test_the_connector_sees_the_whole_picture_at_a_glance():
+    connector = tinyvlm.build(visual_tokens=6, spelling=8, glance=True, naming_tokens=2).model.model.connector
+    cells, glance = torch.randn(1, 16, connector.describe.in_features), torch.randn(1, len(connector.usual))
+    assert (connector(cells, glance) - connector(cells, -glance)).abs().amax(-1).min() > 1e-4
+
+
+def test_what_was_learned_is_read_and_few_pictures_are_looked_at_in_copies(folder, learned):
+    tensors, record = learned
+    assert record["captioned"] == len(PAIRS) and record["pictures"] == 4 * len(PAIRS)
+    vlm = adopt(load_base(folder), tensors)
+    assert sum(said(vlm, picture) == text for picture, text in PAIRS) > 40
+    assert vlm.processor.visual_tokens == vlm.model.config.visual_tokens == record["visual_tokens"]
+
+
+def test_an_adapter_brings_the_connector_that_it_stands_on_and_no_other_takes_it(folder, learned, tmp_path):
+    vlm = adopt(load_base(folder), learned[0])
+    model = attach(vlm.model, rank=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    save_adapter(model, tmp_path / "adapter", {}, processor=vlm.processor)
+    batch = vlm.processor(images=[PAIRS[1][0]], text=["<image> what?"])
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+        again = load_vlm(tmp_path / "adapter")
+        assert torch.allclose(again.model(**batch).logits, expected, atol=1e-5)
+    other = {name: t + 0.01 if t.is_floating_point() else t for name, t in learned[0].items()}
+    with pytest.raises(AdapterError, match="other weights"):
+        load_adapter(adopt(load_base(folder), other).model, tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="other weights"):
+        load_adapter(load_base(folder).model, tmp_path / "adapter")
+    save_adapter(attach(load_base(folder).model, rank=2), tmp_path / "adapter", {})
+    assert not (tmp_path / "adapter" / FILE).exists(), "a connector of an earlier adapter stays behind"
+
+
+def test_words_that_both_dictionaries_have_keep_their_spelling(folder):
+    vlm = load_base(folder)
+    known = vlm.model.model.connector
+    fresh = aligned.fitting(vlm.model, torch.tensor([2, 100, 5]), 4)
+    aligned._go_on(fresh, known)
+    assert torch.equal(fresh.spell.weight[[0, 2]], known.spell.weight[[2, 5]])
+    assert torch.equal(fresh.read.weight, known.read.weight) and fresh.said == 4
+
+
+def test_captions_are_columns_or_first_sentences_and_what_has_none_is_left_out():
+    picture = Image.new("RGB", (8, 8))
+    problems = [
+        Problem("a", "?", ("x", "y"), 0, picture, caption="a cat", solution="It is a cat. So x."),
+        Problem("b", "?", ("x", "y"), 0, picture, solution="It is a dog! So y."),
+        Problem("c", "?", ("x", "y"), 0, picture),
+        Problem("d", "?", ("x", "y"), 0, solution="No picture."),
+    ]
+    assert [text for _, text in captioned(problems)] == ["a cat", "It is a dog!"]
+    assert list(further_captioned("a folder/of mine")) == []
+
+
+def test_further_pictures_are_of_trained_skills_only():
+    known = {p.caption for p in minisqa.generate("transfer", 60) if p.image is not None}
+    drawn = list(islice(further_captioned("minisqa"), 150))
+    assert all(picture.size == (256, 256) and text for picture, text in drawn)
+    assert not known & {text for _, text in drawn}
+
+
+def test_a_run_aligns_first_and_keeps_what_was_learned(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(aligned, "ENOUGH", 24)
+    monkeypatch.setattr(aligned, "FEWEST", 20)
+    problems = [Problem(str(i), "Left?", COLOURS, i % 4, PAIRS[i][0], caption=PAIRS[i][1]) for i in range(24)]
+    monkeypatch.setattr("mmlora.experiment.load_problems", lambda *args, **kwargs: problems)
+    settings = Settings(model=str(folder), steps=2, align_minutes=0.01, train_problems=24, test_problems=24)
+    run = Experiment(settings, tmp_path / "run")
+    metrics = run.run()
+    record = json.loads((tmp_path / "run" / "align.json").read_text())
+    assert record["captioned"] == 24 and metrics.minutes["align"] > 0
+    assert metrics.base_model["weights"] != load_base(folder).base.weights
+    assert (tmp_path / "run" / "adapter" / FILE).is_file()
+    resumed = Experiment(settings, tmp_path / "run", resume=True)
+    resumed.load_problems()
+    resumed.load_model()
+    resumed.align()
+    assert resumed.vlm.base == run.vlm.base, "taken up again, the same connector is adopted"
+    assert detach(resumed.vlm.model) is resumed.vlm.model
+
+
+def test_a_model_without_a_way_to_align_says_so(tmp_path, monkeypatch):
+    run = Experiment(Settings(align_minutes=1), tmp_path)
+    run.vlm = tinyvlm.build()
+    monkeypatch.setattr("mmlora.experiment.own_way", lambda vlm: None)
+    with pytest.raises(SettingsError, match="no way to align"):
+        run.align()
+
+
+def test_the_sizes_of_a_connector_are_told_by_its_tensors(learned):
+    sizes = assemble.sizes(learned[0])
+    assert (sizes["spelling"], sizes["glance"], sizes["naming_tokens"]) == (8, True, 0)
+    assert own_way(tinyvlm.build()) is not None
