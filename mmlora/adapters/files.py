@@ -107,6 +107,7 @@ def load_vlm(
     processor = type(vlm.processor).from_pretrained(folder) if kept else vlm.processor
     if side is not None:
         set_side(processor, side)
+    vlm = connector.kept(vlm, folder)
     return VLM(str(name), load_adapter(vlm.model, folder), processor)
 
 
