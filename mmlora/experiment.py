@@ -66,7 +66,6 @@ class Experiment:
         self.load_problems()
         self.load_model()
         self.baselines()
-        self.align()
         self.attach()
         self.cache()
         self.fit()
@@ -117,7 +116,8 @@ class Experiment:
             self.vlm = aligned(self.vlm, pairs, further, minutes, self.folder)
 
     def attach(self) -> None:
-        """A fresh adapter on the base: `learner`. Prints where it went."""
+        """A fresh adapter on the base, aligned first where it is to be: `learner`. Prints where it went."""
+        self.align()
         chosen, base = self.settings, detach(self.vlm.model)
         depth = len(decoder_layers(base))
         first = depth // 2 if chosen.first_layer is None else chosen.first_layer
@@ -164,7 +164,6 @@ class Experiment:
             processes.wait()
             if self.settings.train_connector:  # which was trained in place
                 self.load_model()
-                self.align()
             self.attach()
         chosen = self.settings
         minutes = chosen.train_minutes

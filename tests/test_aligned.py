@@ -144,6 +144,8 @@ def test_a_run_aligns_first_and_keeps_what_was_learned(folder, tmp_path, monkeyp
     resumed.load_model()
     resumed.align()
     assert resumed.vlm.base == run.vlm.base, "taken up again, the same connector is adopted"
+    resumed.align()
+    assert resumed.vlm.base == run.vlm.base, "and only once"
     assert detach(resumed.vlm.model) is resumed.vlm.model
 
 

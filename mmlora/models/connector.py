@@ -40,8 +40,11 @@ def aligned(
 ) -> VLM:
     """The model with a connector that learned to read these pictures, in its own way; kept in `folder` and used again.
 
-    `align.json` there says how it learned. Without a caption it stays as it is, and that is printed.
+    `align.json` there says how it learned. Without a caption it stays as it is, and that is printed; what was aligned
+    before stands.
     """
+    if hasattr(base_model(vlm.model), ALIGNED):
+        return vlm
     if not captioned:
         print("no picture has a caption, so the connector stays as it is")
         return vlm
