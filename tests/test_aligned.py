@@ -108,6 +108,16 @@ def test_words_that_both_dictionaries_have_keep_their_spelling(folder):
     assert torch.equal(fresh.read.weight, known.read.weight) and fresh.said == 4
 
 
+def test_a_connector_that_writes_words_at_once_learns_too(tmp_path, monkeypatch):
+    """As the shipped one does: no narrow layer before the dictionary, no glance."""
+    monkeypatch.setattr(aligned, "ENOUGH", len(PAIRS))
+    vlm = tinyvlm.build()
+    tensors, record = aligned.learn_to_read(vlm, PAIRS, (), 1, tmp_path)
+    vlm = adopt(vlm, tensors)
+    assert sum(said(vlm, picture) == text for picture, text in PAIRS) > 40
+    assert vlm.model.config.visual_tokens == record["visual_tokens"] and not vlm.model.config.glance
+
+
 def test_captions_are_columns_or_first_sentences_and_what_has_none_is_left_out():
     picture = Image.new("RGB", (8, 8))
     problems = [

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageEnhance
+from torch import nn
 
 from mmlora.models.connector import Captioned
 from mmlora.models.vlm import VLM, base_model
@@ -101,6 +102,8 @@ def _go_on(connector: Connector, known: Connector) -> None:
     """Begin with what the base has learned of pictures, and with how it spells the words that both dictionaries have."""
     connector.recognise.load_state_dict(known.recognise.state_dict())
     connector.read.load_state_dict(known.read.state_dict())
+    if not isinstance(known.spell, nn.Linear):  # words are written at once, place by place: nothing to take over
+        return
     place = {word: at for at, word in enumerate(known.word_ids.tolist())}
     for at, word in enumerate(connector.word_ids.tolist()):
         if word in place:
