@@ -44,8 +44,7 @@ def drawn(vlm, count: int, seed: int, folder: Path) -> tuple[np.ndarray, list[st
         folder.mkdir(parents=True, exist_ok=True)
 
         def pictures():
-            skills = [s for s in minisqa.SKILLS if next(minisqa.generate("train", 1, skills=[s])).image]
-            for problem in minisqa.generate("train", count, seed=seed, skills=skills):
+            for problem in minisqa.generate("train", count, seed=seed, skills=minisqa.pictured()):
                 texts.append((problem.caption, problem.skill))
                 yield problem.image
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +40,7 @@ BLOCK = 250  # pictures that a process draws at a time
 UNSEEN = 60  # names that are kept out of learning: what is said of a thing that was never seen?
 
 
+@cache  # each process reads the hands once
 def parts(folder: Path) -> tuple[World, dict[str, list[Thing]], list[str]]:
     """What is learned from, all drawings by name, and the names that are kept out of learning."""
     by_name = things(folder)
@@ -50,7 +51,7 @@ def parts(folder: Path) -> tuple[World, dict[str, list[Thing]], list[str]]:
 
 def draw(block: int, seed: int, folder: Path) -> list[Shown]:
     """One block of scenes, in a process of its own."""
-    return list(scenes(parts_of(folder), BLOCK, seed + block))
+    return list(scenes(parts(folder)[0], BLOCK, seed + block))
 
 
 def ahead(drawing: Callable[[int], list[Shown]], blocks: int) -> Iterator[list[Shown]]:
@@ -61,16 +62,6 @@ def ahead(drawing: Callable[[int], list[Shown]], blocks: int) -> Iterator[list[S
             yield waiting.popleft().result()
             if block < blocks:
                 waiting.append(pool.submit(drawing, block))
-
-
-_WORLDS: dict[Path, World] = {}
-
-
-def parts_of(folder: Path) -> World:
-    """The world that is learned from, read once a process."""
-    if folder not in _WORLDS:
-        _WORLDS[folder] = parts(folder)[0]
-    return _WORLDS[folder]
 
 
 def drawn(vlm: VLM, count: int, seed: int, work: Path) -> tuple[np.ndarray, list[str], list[str]]:

@@ -31,23 +31,33 @@ SKIPPED = re.compile(
 )
 
 
-def load(folder: Path) -> tuple[dict[str, str], dict]:
-    """A hand's drawings as SVG by name, without hyphens, and what its package says of itself."""
-    icons, info = (json.loads((folder / f"{part}.json").read_text()) for part in ("icons", "info"))
+def drawings_in(icons: dict, skipped: re.Pattern = SKIPPED) -> dict[str, str]:
+    """A package's icons.json → SVG by name, hyphens between its words, aliases too, without what is skipped."""
     drawings = {}
     for name in (*icons["icons"], *icons.get("aliases", {})):
         icon = icons["icons"].get(name) or icons["icons"].get(icons["aliases"][name]["parent"])
-        if icon and not SKIPPED.search(name):
+        if icon and not skipped.search(name):
             width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
             box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
             drawings[name] = f'<svg {SPACES} viewBox="{box}">{icon["body"]}</svg>'
-    return drawings, info
+    return drawings
+
+
+def load(folder: Path) -> tuple[dict[str, str], dict]:
+    """A hand's drawings and what its package says of itself."""
+    icons, info = (json.loads((folder / f"{part}.json").read_text()) for part in ("icons", "info"))
+    return drawings_in(icons), info
+
+
+def painted(svg: str, side: int) -> Image.Image:
+    """The drawing as RGBA of at most `side` pixels."""
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))
+    return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
 def rendered(svg: str) -> bytes:
     """The drawing on white as WebP of `SIDE` pixels."""
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE))
-    drawn = Image.open(io.BytesIO(png)).convert("RGBA")
+    drawn = painted(svg, SIDE)
     paper, out = Image.new("RGB", (SIDE, SIDE), "white"), io.BytesIO()
     paper.paste(drawn, ((SIDE - drawn.width) // 2, (SIDE - drawn.height) // 2), drawn)
     paper.save(out, "WEBP", quality=QUALITY, method=6)

@@ -64,7 +64,7 @@ def save_adapter(
     (folder / TRAINED).unlink(missing_ok=True)
     if beside:
         save_file(beside, folder / TRAINED, metadata=marks)
-    connector.keep(base_model(model), folder)
+    connector.keep(model, folder)
     if processor is not None:
         processor.save_pretrained(folder)
     (folder / "README.md").write_text(card(model, base, facts, data_licence, sorted(beside)), encoding="utf-8")

@@ -14,7 +14,7 @@ from mmlora.minisqa import skills  # noqa: F401 - importing a skill registers it
 from mmlora.minisqa.core import SKILLS, SPLIT_SIZES, Draft, UnknownSkill, generate
 from mmlora.problems.record import Problem
 
-__all__ = ["LICENCE", "SKILLS", "SPLIT_SIZES", "Draft", "UnknownSkill", "captioned", "generate", "load"]
+__all__ = ["LICENCE", "SKILLS", "SPLIT_SIZES", "Draft", "UnknownSkill", "captioned", "generate", "load", "pictured"]
 
 LICENCE = "apache-2.0"
 BLOCK = 1000  # pictures that are drawn under one seed
@@ -31,9 +31,14 @@ def load(split: str, limit: int | None) -> Iterator[Problem]:
     return parquet.read([dataset.build(folder, sizes=sizes) / f"{split}.parquet"], split)
 
 
+def pictured() -> list[str]:
+    """The skills whose problems have a picture."""
+    return [name for name in SKILLS if next(generate("train", 1, skills=[name])).image is not None]
+
+
 def captioned() -> Iterator[tuple[Image.Image, str]]:
     """Pictures of the train split's kind with their captions, without end; none is a test picture's."""
-    seen = [name for name in SKILLS if next(generate("train", 1, skills=[name])).image is not None]
+    seen = pictured()
     for block in count(1):
         for problem in generate("train", BLOCK, seed=FURTHER * block, skills=seen):
             if problem.image is not None:

@@ -57,20 +57,9 @@ def aligned(
 
 
 def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:
-    """The model with these tensors as its connector, in place; its base is another one from now on.
-
-    Raises `ValueError` where they do not fit.
-    """
+    """The model with these tensors as its connector, in its own way and in place; its base is another one from now on."""
     model, base = base_model(vlm.model), vlm.base
-    if package := own_way(vlm):
-        vlm = package.adopt(vlm, tensors)
-    else:
-        own = dict(model.named_parameters())
-        if strange := [name for name in tensors if name not in own or own[name].shape != tensors[name].shape]:
-            raise ValueError(f"the connector has {strange[0]}, which this model has not or in another size")
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+    vlm = own_way(vlm).adopt(vlm, tensors)
     digest = sha256(base.weights.encode())
     for name in sorted(tensors):
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -18,17 +18,13 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.request import urlopen
 
-import resvg_py
 from PIL import Image
 
+from tools.build_drawings import SKIPPED, drawings_in, painted
+
 INDEX = "https://registry.npmjs.org/@iconify-json"
-#: Variants of one thing: sexes, colours of skin, hours, countries, keys.
-SKIPPED = re.compile(
-    r"skin|tone|flag|keycap|letter|oclock|thirty|regional|\d|^(wo)?m[ae]n-|^family|^mx-|^kiss-|^couple-|facing|input-|parts"
-    r"|^people-|-(dark|medium|light)$"
-)
+LEFT_OUT = re.compile(f"{SKIPPED.pattern}|-(dark|medium|light)$")  # these hands have colours of skin without the word
 FEWEST = 3  # hands that have drawn a name, among those that are learned from; rarer ones are mostly spellings
-SPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def fetch(hand: Hand, folder: Path) -> Path:
     target = folder / f"{hand.name}-{hand.version}.json"
     if target.is_file():
         return target
-    with urlopen(f"{INDEX}%2F{hand.name}/{hand.version}".replace("@iconify-json%2F", "@iconify-json/")) as answer:
+    with urlopen(f"{INDEX}/{hand.name}/{hand.version}") as answer:
         dist = json.load(answer)["dist"]
     with urlopen(dist["tarball"]) as answer:
         data = answer.read()
@@ -92,14 +88,7 @@ def fetch(hand: Hand, folder: Path) -> Path:
 def drawn(hand: Hand, folder: Path) -> tuple[dict[str, str], dict]:
     """A hand's drawings as SVG by name without hyphens between its words, and what its package says of itself."""
     parts = json.loads(fetch(hand, folder).read_text())
-    icons, found = parts["icons"], {}
-    for name in (*icons["icons"], *icons.get("aliases", {})):
-        icon = icons["icons"].get(name) or icons["icons"].get(icons["aliases"][name]["parent"])
-        if icon and not SKIPPED.search(name):
-            width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
-            box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-            found[name] = f'<svg {SPACES} viewBox="{box}">{icon["body"]}</svg>'
-    return found, parts["info"]
+    return drawings_in(parts["icons"], LEFT_OUT), parts["info"]
 
 
 def things(folder: Path) -> dict[str, list[Thing]]:
@@ -121,6 +110,4 @@ def things(folder: Path) -> dict[str, list[Thing]]:
 
 def render(thing: Thing, side: int, colour: str = "black") -> Image.Image:
     """The drawing as RGBA of at most `side` pixels; a plain hand's in `colour`."""
-    svg = thing.svg.replace("currentColor", colour)
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))
-    return Image.open(io.BytesIO(png)).convert("RGBA")
+    return painted(thing.svg.replace("currentColor", colour), side)
