@@ -233,7 +233,7 @@ def plot(world: World, lot: random.Random) -> Shown:
 
 #: Scenes and how often they come. Naming a thing is the hardest, and what most others need too.
 KINDS: dict[Callable[..., Shown], float] = {
-    thing: 0.5, coloured_thing: 0.06, how_many: 0.1, where: 0.12, shape: 0.07, written: 0.06, number: 0.06, plot: 0.03,
+    thing: 0.6, coloured_thing: 0.05, how_many: 0.09, where: 0.08, shape: 0.06, written: 0.04, number: 0.05, plot: 0.03,
 }  # fmt: skip
 
 
