@@ -83,7 +83,7 @@ def aligned(tiny_vlm, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     rng, connector = np.random.default_rng(0), vlm.model.model.connector
     kinds = rng.integers(len(CAPTIONS), size=400)
-    numbers = connector.read.in_features
+    numbers = connector.seen_size
     patterns = rng.normal(size=(len(CAPTIONS), numbers))
     seen = (patterns[kinds] + 0.1 * rng.normal(size=(400, numbers))).astype(np.float16)
     seen.tofile(folder / "seen.f16")

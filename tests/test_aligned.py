@@ -32,7 +32,7 @@ PAIRS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny SmolBridge that glances and names, as published weights in a folder."""
-    vlm = tinyvlm.build(visual_tokens=6, spelling=8, glance=True, naming_tokens=2)
+    vlm = tinyvlm.build(visual_tokens=6, spelling=8, glance_width=12, naming_tokens=2)
     path = tmp_path_factory.mktemp("base")
     vlm.model.save_pretrained(path)
     vlm.processor.save_pretrained(path)
@@ -52,7 +52,7 @@ def said(vlm, picture):
 
 
 def test_the_last_visual_tokens_say_what_the_classifier_would():
-    vlm = tinyvlm.build(visual_tokens=6, spelling=8, glance=True, naming_tokens=2)
+    vlm = tinyvlm.build(visual_tokens=6, spelling=8, glance_width=12, naming_tokens=2)
     core = vlm.model.model
     core.connector.names.copy_(torch.stack([torch.arange(1000) % 40, torch.arange(1000) % 7], 1))
     pixels = vlm.processor.image_processor([PAIRS[0][0]], return_tensors="pt")["pixel_values"]
@@ -64,7 +64,7 @@ def test_the_last_visual_tokens_say_what_the_classifier_would():
 
 
 def test_the_connector_sees_the_whole_picture_at_a_glance():
-    connector = tinyvlm.build(visual_tokens=6, spelling=8, glance=True, naming_tokens=2).model.model.connector
+    connector = tinyvlm.build(visual_tokens=6, spelling=8, glance_width=12, naming_tokens=2).model.model.connector
     cells, glance = torch.randn(1, 16, connector.describe.in_features), torch.randn(1, len(connector.usual))
     assert (connector(cells, glance) - connector(cells, -glance)).abs().amax(-1).min() > 1e-4
 
@@ -115,7 +115,7 @@ def test_a_connector_that_writes_words_at_once_learns_too(tmp_path, monkeypatch)
     tensors, record = aligned.learn_to_read(vlm, PAIRS, (), 1, tmp_path)
     vlm = adopt(vlm, tensors)
     assert sum(said(vlm, picture) == text for picture, text in PAIRS) > 40
-    assert vlm.model.config.visual_tokens == record["visual_tokens"] and not vlm.model.config.glance
+    assert vlm.model.config.visual_tokens == record["visual_tokens"] and not vlm.model.config.glance_width
 
 
 def test_captions_are_columns_or_first_sentences_and_what_has_none_is_left_out():
@@ -168,6 +168,6 @@ def test_a_model_without_a_way_to_align_says_so(tmp_path, monkeypatch):
 
 
 def test_the_sizes_of_a_connector_are_told_by_its_tensors(learned):
-    sizes = assemble.sizes(learned[0])
-    assert (sizes["spelling"], sizes["glance"], sizes["naming_tokens"]) == (8, True, 0)
+    sizes = assemble.sizes(assemble.unpacked(learned[0]))
+    assert (sizes["spelling"], sizes["glance_width"], sizes["naming_tokens"]) == (8, 12, 0)
     assert own_way(tinyvlm.build()) is not None

@@ -386,7 +386,7 @@ def published_vision(folder) -> tuple[torch.nn.Module, object]:
 
 def test_the_vision_tower_takes_the_published_tensors_in_order(tmp_path):
     whole, file = published_vision(tmp_path)
-    core = tinyvlm.build(visual_tokens=6, spelling=8, glance=True, naming_tokens=2).model.model
+    core = tinyvlm.build(visual_tokens=6, spelling=8, glance_width=12, naming_tokens=2).model.model
     assemble._load_vision(core, file)
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

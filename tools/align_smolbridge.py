@@ -53,7 +53,7 @@ def drawn(vlm, count: int, seed: int, folder: Path) -> tuple[np.ndarray, list[st
         file.write_text(json.dumps(texts))
     connector.describe.load_state_dict(load_file(folder / "describe.safetensors"))
     captions, skills = zip(*json.loads(file.read_text()))
-    seen = np.memmap(folder / "seen.f16", np.float16, "r", shape=(count, connector.read.in_features))
+    seen = np.memmap(folder / "seen.f16", np.float16, "r", shape=(count, connector.seen_size))
     return seen, list(captions), list(skills)
 
 

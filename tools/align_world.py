@@ -35,7 +35,8 @@ from mmlora.smolbridge.connector import Connector
 from tools.world.hands import HANDS, Thing, things
 from tools.world.scenes import Shown, World, scenes, thing
 
-SIZES = {"connector_width": 640, "spelling": 96, "glance": True, "naming_tokens": 4}  # 11 MB in git
+SIZES = {"connector_width": 384, "spelling": 96, "glance_width": 1024, "naming_tokens": 4}  # 11 MB in git
+READING = ReadSettings(cell_dropout=0.6, dropout=0.35)  # searched on the hand that validates: less learns hands by heart
 BLOCK = 250  # pictures that a process draws at a time
 UNSEEN = 60  # names that are kept out of learning: what is said of a thing that was never seen?
 
@@ -87,7 +88,7 @@ def drawn(vlm: VLM, count: int, seed: int, work: Path) -> tuple[np.ndarray, list
         tensor.copy_(tensors.pop(name))
     connector.describe.load_state_dict(tensors)
     captions, kinds = zip(*json.loads(file.read_text()))
-    seen = np.memmap(folder / "seen.f16", np.float16, "r", shape=(count, connector.read.in_features))
+    seen = np.memmap(folder / "seen.f16", np.float16, "r", shape=(count, connector.seen_size))
     return seen, list(captions), list(kinds)
 
 
@@ -131,7 +132,7 @@ def align(
     work: Path = RUNS / "align-world",
 ):
     """Align the connector on scenes of the world; connector.safetensors and align.json go to `out`."""
-    settings, state = ReadSettings(), machine.git_state()
+    settings, state = READING, machine.git_state()
     vlm = load_base(assembled(connector=None, **SIZES))
     tokenizer = vlm.processor.tokenizer
     seen, captions, kinds = drawn(vlm, pictures, seed, work)

@@ -36,7 +36,7 @@ def register() -> None:
 
 def aligns(vlm: Any) -> bool:
     """Whether a run aligns the connector unless it is told otherwise: one that MiniSQA's captions taught is left as it is."""
-    return vlm.model.config.glance
+    return bool(vlm.model.config.glance_width)
 
 
 def learn_to_read(vlm: Any, captioned: Any, further: Any, minutes: float, work: Path) -> Any:

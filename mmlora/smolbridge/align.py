@@ -39,7 +39,8 @@ class ReadSettings:
     learning_rate: float = 1e-3  # the peak
     warmup_share: float = 0.05  # of the steps; before that Adam's moments are noise
     batch_size: int = 256  # pictures a step
-    dropout: float = 0.2  # of cells' numbers and hidden units: the perceptron has more weights than there are pictures
+    cell_dropout: float = 0.2  # of cells' numbers: the perceptron has more weights than there are pictures
+    dropout: float = 0.2  # of hidden units and of a glance
     weight_decay: float = 0.05
     held_out: int = 2000  # pictures, the first ones, that only measure
 
@@ -62,7 +63,7 @@ def look(vlm: VLM, pictures: Iterable, file: Path, count: int | None = None, fre
         for cells, glance in chain(first, coming):
             kept.write(connector.seen(cells.float(), glance).half().numpy().tobytes())
     aside.replace(file)
-    return np.memmap(file, np.float16, "r").reshape(-1, connector.read.in_features)
+    return np.memmap(file, np.float16, "r").reshape(-1, connector.seen_size)
 
 
 def _parts(pictures: Iterable, size: int = 16) -> Iterator[list]:
@@ -114,15 +115,19 @@ def spell(tokenizer: Any, captions: list[str]) -> tuple[torch.Tensor, torch.Tens
     return full.unique(return_inverse=True)
 
 
+def learned(connector: Connector) -> list[nn.Module]:
+    """All of a connector that learns to read; how pictures are described is settled before."""
+    glimpse = [] if connector.glimpse is None else [connector.glimpse]
+    return [connector.recognise, connector.read, *glimpse, connector.write, connector.spell]
+
+
 def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings: ReadSettings) -> list[dict]:
     """Train all after `describe` so that every visual token says its word; returns a record for each epoch.
 
     `loss` and `held_out_loss` are nats a word, `words_right` the share of held-out words whose likeliest is right.
     """
     held, rows = settings.held_out, len(seen)
-    learning = nn.ModuleList([connector.recognise, connector.read, connector.write, connector.spell]).requires_grad_(
-        True
-    )
+    learning = nn.ModuleList(learned(connector)).requires_grad_(True)
     optimizer = torch.optim.AdamW(learning.parameters(), betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     rng, records = np.random.default_rng(0), []
     batch_size = min(settings.batch_size, rows - held)
@@ -135,7 +140,7 @@ def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings
             optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(share, settings.warmup_share)
             batch = np.sort(order[at * batch_size : (at + 1) * batch_size])
             with mixed(torch.device("cpu")):
-                scores = connector.words(_numbers(seen[batch]), settings.dropout)
+                scores = connector.words(_numbers(seen[batch]), settings.cell_dropout, settings.dropout)
             loss = nn.functional.cross_entropy(scores.float().flatten(0, 1), spelled[batch].flatten())
             optimizer.zero_grad()
             loss.backward()
@@ -181,7 +186,7 @@ def fitting(model: Any, words: torch.Tensor, said: int, names: torch.Tensor | No
     connector = Connector(config, core.vision_tower.feature_info.channels())
     connector.describe.load_state_dict(core.connector.describe.state_dict())
     connector.word_ids.copy_(words)
-    if config.glance:
+    if config.glance_width:
         connector.usual.copy_(core.connector.usual)
         connector.spread.copy_(core.connector.spread)
     if names is not None:

@@ -18,7 +18,7 @@ from mmlora.models.connector import Captioned
 from mmlora.models.vlm import VLM, base_model
 from mmlora.problems.pictures import rgb
 from mmlora.smolbridge.align import ReadSettings, fitting, look, read, spell
-from mmlora.smolbridge.assemble import sizes
+from mmlora.smolbridge.assemble import packed, sizes, unpacked
 from mmlora.smolbridge.connector import Connector
 
 LOOKING = 0.75  # share of the minutes; reading takes the rest
@@ -63,7 +63,7 @@ def learn_to_read(
         "seconds_reading": round(perf_counter() - began - looked, 1),
         "log": log,
     }
-    return connector.state_dict(), record
+    return packed(connector.state_dict()), record
 
 
 def _bounded(tokenizer: Any, texts: list[str]) -> list[str]:
@@ -102,6 +102,8 @@ def _go_on(connector: Connector, known: Connector) -> None:
     """Begin with what the base has learned of pictures, and with how it spells the words that both dictionaries have."""
     connector.recognise.load_state_dict(known.recognise.state_dict())
     connector.read.load_state_dict(known.read.state_dict())
+    if connector.glimpse is not None:
+        connector.glimpse.load_state_dict(known.glimpse.state_dict())
     if not isinstance(known.spell, nn.Linear):  # words are written at once, place by place: nothing to take over
         return
     place = {word: at for at, word in enumerate(known.word_ids.tolist())}
@@ -113,7 +115,7 @@ def _go_on(connector: Connector, known: Connector) -> None:
 
 def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:
     """The model with a connector of these tensors in place of its own, and a processor that leaves it as many slots."""
-    model = base_model(vlm.model)
+    model, tensors = base_model(vlm.model), unpacked(tensors)
     for name, value in sizes(tensors).items():
         setattr(model.config, name, value)
     connector = Connector(model.config, model.model.vision_tower.feature_info.channels())

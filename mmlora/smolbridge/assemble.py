@@ -186,7 +186,7 @@ def sizes(connector: dict[str, torch.Tensor]) -> dict[str, Any]:
         "dictionary": words,
         "visual_tokens": len(connector["write.weight"]) // (spelling or words) + naming,
         "spelling": spelling,
-        "glance": "usual" in connector,
+        "glance_width": len(connector["glimpse.weight"]) if "usual" in connector else 0,
         "naming_tokens": naming,
     }
 

@@ -31,8 +31,9 @@ class Connector(nn.Module):
 
     Each 32 x 32 pixel cell is described by everything the three maps hold there (space to depth, nothing pooled
     away), narrowed to `cell_width` numbers. A convolution recognises what a cell and its neighbours show, wherever it is;
-    then a perceptron with one hidden layer reads all cells at once, and a glance at the whole picture where there is one,
-    and gives every word of the dictionary a score in every visual token.
+    then a perceptron with one hidden layer reads all cells at once and gives every word of the dictionary a score in every
+    visual token. Where there is a glance at the whole picture, hidden units of its own read it: one layer for both would
+    learn by heart where things lay, and name them worse.
     """
 
     def __init__(self, config: SmolBridgeConfig, channels: list[int]):
@@ -40,15 +41,18 @@ class Connector(nn.Module):
         self.side, self.said = config.image_size // CELL, config.visual_tokens - config.naming_tokens
         self.fold = [nn.PixelUnshuffle(CELL // stride) for stride in (8, 16, 32)]
         cell_size = sum(c * (CELL // stride) ** 2 for c, stride in zip(channels, (8, 16, 32)))
-        glance_size = 2 * sum(channels) + LAST if config.glance else 0
+        glance_size = 2 * sum(channels) + LAST if config.glance_width else 0
+        self.seen_size = self.side**2 * config.cell_width + glance_size
         self.norm_in = nn.LayerNorm(cell_size)
         self.describe = nn.Linear(cell_size, config.cell_width)
         self.recognise = nn.Conv2d(config.cell_width, config.cell_width, 3, padding=1)
-        self.read = nn.Linear(self.side**2 * config.cell_width + glance_size, config.connector_width)
-        self.write = nn.Linear(config.connector_width, self.said * (config.spelling or config.dictionary))
+        self.read = nn.Linear(self.side**2 * config.cell_width, config.connector_width)
+        self.glimpse = nn.Linear(glance_size, config.glance_width) if config.glance_width else None
+        known = config.connector_width + config.glance_width
+        self.write = nn.Linear(known, self.said * (config.spelling or config.dictionary))
         self.spell = nn.Linear(config.spelling, config.dictionary) if config.spelling else nn.Identity()
         self.register_buffer("word_ids", torch.arange(config.dictionary))  # the decoder's token of each word
-        if config.glance:  # where numbers of a glance lie, over many pictures
+        if config.glance_width:  # where numbers of a glance lie, over many pictures
             self.register_buffer("usual", torch.zeros(glance_size))
             self.register_buffer("spread", torch.ones(glance_size))
         if config.naming_tokens:  # the words of each ImageNet name, as places in the dictionary
@@ -69,22 +73,26 @@ class Connector(nn.Module):
         described = self.describe(self.norm_in(cells)).flatten(1)
         return described if glance is None else torch.cat([described, (glance - self.usual) / self.spread], dim=-1)
 
-    def recognised(self, seen: torch.Tensor) -> torch.Tensor:
-        """(batch, numbers) → (batch, numbers), the picture as the perceptron reads it."""
-        width = self.describe.out_features
-        described, glance = seen.split([self.side**2 * width, seen.shape[1] - self.side**2 * width], dim=1)
-        grid = described.unflatten(1, (-1, width)).transpose(1, 2).unflatten(2, (self.side, self.side))
-        return torch.cat([(grid + nn.functional.gelu(self.recognise(grid))).flatten(1), glance], dim=1)
+    def known(self, seen: torch.Tensor, cell_dropout: float = 0.0, dropout: float = 0.0) -> torch.Tensor:
+        """(batch, numbers) → (batch, connector_width + glance_width), what is known of the picture before it is put in words.
+
+        Dropout, of the cells' numbers and of all others, is for training.
+        """
+        described, glance = seen.tensor_split([self.read.in_features], dim=1)
+        grid = described.unflatten(1, (self.side**2, -1)).transpose(1, 2).unflatten(2, (self.side, self.side))
+        recognised = (grid + nn.functional.gelu(self.recognise(grid))).flatten(1)
+        units = [self.read(nn.functional.dropout(recognised, cell_dropout, cell_dropout > 0))]
+        if self.glimpse is not None:
+            units.append(self.glimpse(nn.functional.dropout(glance, dropout, dropout > 0)))
+        return nn.functional.dropout(nn.functional.gelu(torch.cat(units, dim=1)), dropout, dropout > 0)
 
     def forward(self, cells: torch.Tensor, glance: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, cells, cell_size) and the glance → scores (batch, said, dictionary) of the words, before the softmax."""
         return self.words(self.seen(cells, glance))
 
-    def words(self, seen: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
-        """(batch, numbers) → scores; `dropout` is for training."""
-        inputs = nn.functional.dropout(self.recognised(seen), dropout, dropout > 0)
-        known = nn.functional.dropout(nn.functional.gelu(self.read(inputs)), dropout, dropout > 0)
-        return self.spell(self.write(known).unflatten(1, (self.said, -1)))
+    def words(self, seen: torch.Tensor, cell_dropout: float = 0.0, dropout: float = 0.0) -> torch.Tensor:
+        """(batch, numbers) → scores (batch, said, dictionary); dropout as in `known`."""
+        return self.spell(self.write(self.known(seen, cell_dropout, dropout)).unflatten(1, (self.said, -1)))
 
     def named(self, chances: torch.Tensor) -> torch.Tensor:
         """Probabilities (batch, 1000) of ImageNet's names → (batch, naming_tokens, dictionary) of their words."""

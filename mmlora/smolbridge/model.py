@@ -75,7 +75,7 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         tower = plain_tower(config.vision_name)
         channels, self.vision_tower = tower.feature_info.channels(), without_norms(tower)
         self.connector = Connector(config, channels)
-        self.namer = Namer(channels[-1]) if config.glance else None
+        self.namer = Namer(channels[-1]) if config.glance_width else None
         self.language_model = AutoModel.from_config(config.text_config)
         self.language_model.rotary_emb.register_forward_hook(_as_multiplied)
         self.post_init()
