@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,15 +20,16 @@ from datasets import load_dataset
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from mmlora.minisqa import SKILLS, UnknownSkill, core, dataset, generate
+from mmlora.minisqa import SKILLS, UNTRAINED, UnknownSkill, core, dataset, generate, wordings
 from mmlora.minisqa.dataset import build
+from mmlora.minisqa.wordings import WORDINGS, reworded
 from mmlora.paths import DATA, PACKAGE
 from mmlora.problems.load import load_problems
 from mmlora.problems.record import SUBJECTS, Problem
 from mmlora.problems.rows import DataError
 from tools.honesty import text_only
 
-SIZES = {"train": 240, "validation": 60, "test": 120}
+SIZES = {"train": 240, "validation": 60, "test": 120, "transfer": 24}
 FIELDS = ["image", "question", "choices", "answer", "hint", "task", "grade", "subject", "topic", "category", "skill",
           "lecture", "solution"]  # fmt: skip
 
@@ -55,7 +57,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def image_problems():
     """Train and test problems that have pictures, without them: (3,000, 1,500)."""
-    with_image = [name for name in SKILLS if next(generate("train", 1, skills=[name])).image is not None]
+    with_image = [
+        name for name in SKILLS if name not in UNTRAINED and next(generate("train", 1, skills=[name])).image is not None
+    ]
     return tuple([replace(problem, image=None) for problem in generate(split, count, skills=with_image)]
                  for split, count in (("train", 3000), ("test", 1500)))  # fmt: skip
 
@@ -76,11 +80,16 @@ def test_no_problem_is_there_twice(splits):
 
 
 def test_every_text_skill_has_texts_for_the_default_sizes_and_shares_none_between_splits():
-    total = sum(skill.weight for skill in SKILLS.values())
-    for name, skill in SKILLS.items():
+    trained = {name: skill for name, skill in SKILLS.items() if name not in UNTRAINED}
+    total = sum(skill.weight for skill in trained.values())
+    for name, skill in trained.items():
         if next(generate("train", 1, skills=[name])).image is not None:
             continue
-        needed = {split: int(size * skill.weight / total) + 1 for split, size in core.SPLIT_SIZES.items()}
+        needed = {
+            split: int(size * skill.weight / total) + 1
+            for split, size in core.SPLIT_SIZES.items()
+            if split != "transfer"
+        }
         drawn = {split: {text(p) for p in generate(split, size, skills=[name])} for split, size in needed.items()}
         assert {split: len(texts) for split, texts in drawn.items()} == needed, name
         assert not drawn["train"] & drawn["test"] and not drawn["train"] & drawn["validation"], name
@@ -95,6 +104,50 @@ def test_skills_cover_the_subjects_the_kinds_of_context_and_both_grade_bands(spl
     assert min(columns[name] for name in ("TXT", "IMG", "NO")) > 0.1 * len(problems)
     assert 0.25 < columns["G7-12"] / len(problems) < 0.6
     assert 0.45 < columns["IMG"] / len(problems) < 0.65
+
+
+def test_three_skills_are_asked_in_the_split_transfer_alone(splits):
+    assert {problem.skill for problem in splits["transfer"]} == set(UNTRAINED)
+    kinds = {(problem.skill, problem.subject, problem.image is not None) for problem in splits["transfer"]}
+    assert sorted(seen for *_, seen in kinds) == [False, True, True] and len({subject for _, subject, _ in kinds}) == 3
+    for split in ("train", "validation", "test"):
+        assert not {problem.skill for problem in splits[split]} & set(UNTRAINED), split
+    assert {problem.skill for problem in splits["train"]} == set(SKILLS) - set(UNTRAINED)
+
+
+@pytest.mark.parametrize("name", SKILLS)
+def test_every_skill_asks_in_other_words_too(name):
+    problems = list(generate("train", 40, skills=[name]))
+    others = [reworded(problem.question) for problem in problems]
+    for problem, other in zip(problems, others):
+        fitting = [asked for asked in WORDINGS if wordings._pattern(asked).fullmatch(problem.question)]
+        assert len(fitting) == 1, f"{problem.question} is asked in {fitting}"
+        assert len(f"{other} {problem.hint}".split()) <= 60 and "{" not in other
+        common = SequenceMatcher(None, problem.question.split(), other.split())
+        varied = max((len(value.split()) for value in wordings._pattern(fitting[0]).fullmatch(problem.question).groups()),
+                     default=0)  # fmt: skip
+        assert common.find_longest_match().size <= max(5, varied), f"{other} repeats {problem.question}"
+
+
+def test_a_third_of_each_skill_is_asked_in_words_that_no_other_split_has():
+    test = list(generate("test", 330))
+    unseen = [problem for problem in test if problem.wording == "unseen"]
+    assert {problem.wording for problem in test} == {"seen", "unseen"} and 0.3 < len(unseen) / len(test) < 0.36
+    assert {problem.skill for problem in unseen} == set(SKILLS) - set(UNTRAINED)
+    for problem in test:
+        asked = any(wordings._pattern(pattern).fullmatch(problem.question) for pattern in WORDINGS)
+        assert asked == (problem.wording == "seen"), problem.question
+    for split in ("train", "validation"):
+        assert {problem.wording for problem in generate(split, 64)} == {"seen"}
+    with pytest.raises(ValueError, match="no other words for 'Why\\?'; add an entry"):
+        reworded("Why?")
+
+
+def test_a_name_that_comes_twice_in_a_question_is_the_same_twice():
+    asked = "The bars show the {things} that each team {done}. Which team {done} the {kind} {things}?"
+    pattern = wordings._pattern(asked)
+    assert pattern.fullmatch("The bars show the cans that each team sold. Which team sold the most cans?")
+    assert not pattern.fullmatch("The bars show the cans that each team sold. Which team ate the most cans?")
 
 
 def test_the_positions_of_right_answers_are_balanced(image_problems):
@@ -157,7 +210,7 @@ def test_the_text_classifier_finds_a_planted_shortcut(image_problems):
 
 def test_parquet_has_scienceqas_schema_and_is_read_by_datasets(folder):
     schema = pq.read_schema(folder / "test.parquet")
-    assert schema.names == [*FIELDS, "id", "caption"]
+    assert schema.names == [*FIELDS, "id", "caption", "wording"]
     assert schema.field("answer").type == pa.int8() and schema.field("choices").type == pa.list_(pa.string())
     rows = load_dataset("parquet", data_files=str(folder / "test.parquet"), split="train", cache_dir=str(folder / "hf"))
     assert isinstance(rows.features["image"], ImageFeature) and len(rows) == SIZES["test"]

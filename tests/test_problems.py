@@ -19,7 +19,7 @@ from mmlora.minisqa import generate
 from mmlora.problems import load, official, parquet
 from mmlora.problems.load import licence, load_problems
 from mmlora.problems.pictures import decoded, digest, encoded, rgb
-from mmlora.problems.record import SUBJECTS, Problem
+from mmlora.problems.record import SUBJECTS, WORDINGS, Problem
 from mmlora.problems.rows import DataError
 
 ODD = ["\r\n", "\x00", "\u2028", "\ufeff", "é", "e\u0301", "Ω", "水", "🧲", "\u200fש"]
@@ -45,7 +45,7 @@ def records(rng: random.Random, count: int = 6) -> list[Problem]:
         problems.append(Problem(
             id=f"é {number}", question=text(rng, 1), choices=choices, answer=rng.randrange(len(choices)),
             image=picture(rng) if rng.random() < 0.5 else None, grade=f"grade{rng.randint(1, 12)}",
-            subject=rng.choice(SUBJECTS), **{name: text(rng) for name in names},
+            subject=rng.choice(SUBJECTS), wording=rng.choice(WORDINGS), **{name: text(rng) for name in names},
         ))  # fmt: skip
     return problems
 
@@ -246,9 +246,9 @@ def test_rows_without_id_are_counted_through_all_files_of_a_split(tmp_path):
     for number, part in enumerate((problems[:10], problems[10:])):
         path = tmp_path / "data" / f"train-0000{number}-of-00002.parquet"
         parquet.write(path, part)
-        pq.write_table(pq.read_table(path).drop_columns(["id", "caption"]), path)
+        pq.write_table(pq.read_table(path).drop_columns(["id", "caption", "wording"]), path)
     parquet.write(tmp_path / "data" / "trainval.parquet", problems)  # another split
-    expected = [replace(problem, id=f"train-{i}", caption="") for i, problem in enumerate(problems)]
+    expected = [replace(problem, id=f"train-{i}", caption="", wording="") for i, problem in enumerate(problems)]
     assert_same(load_problems(tmp_path, "train"), expected)
 
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from mmlora.minisqa import SKILLS, SPLIT_SIZES, dataset, generate
+from mmlora.minisqa import SKILLS, SPLIT_SIZES, UNTRAINED, dataset, generate
 from mmlora.minisqa.draw import font
+from mmlora.minisqa.wordings import WORDINGS, reworded
 from mmlora.paths import DATA
 from tools.honesty import text_only
 
@@ -25,7 +26,7 @@ COLUMNS, CELL, PICTURE = 7, (184, 262), 160  # of the preview, in pixels
 def rows() -> dict[str, list[dict]]:
     """The built problems of each split without their pictures."""
     folder = dataset.build()
-    fields = ["skill", "subject", "hint", "grade", "choices", "answer", "caption"]
+    fields = ["skill", "subject", "hint", "grade", "choices", "answer", "caption", "wording"]
     return {split: pq.read_table(folder / f"{split}.parquet", columns=fields).to_pylist() for split in SPLIT_SIZES}
 
 
@@ -37,9 +38,10 @@ def context(problems: list[dict]) -> str:
 
 def skill_table(splits: dict[str, list[dict]]) -> str:
     counts = {split: Counter(row["skill"] for row in problems) for split, problems in splits.items()}
-    lines = ["| skill | subject | context | grades | choices | train | validation | test |", "|---" * 8 + "|"]
+    header = ["skill", "subject", "context", "grades", "choices", *splits]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name, skill in sorted(SKILLS.items(), key=lambda item: (item[1].subject, item[1].draw.__module__)):
-        problems = [row for row in splits["train"] if row["skill"] == name]
+        problems = [row for row in splits["transfer" if name in UNTRAINED else "train"] if row["skill"] == name]
         choices = sorted({len(row["choices"]) for row in problems})
         grades, numbers = "{}-{}".format(*skill.grades), " or ".join(map(str, choices))
         cells = [name, skill.subject.split()[0], context(problems), grades, numbers, *(counts[s][name] for s in splits)]
@@ -62,6 +64,16 @@ def column_table(splits: dict[str, list[dict]]) -> str:
         shares = " | ".join(f"{counts[name] / len(problems):.1%}" for name in names)
         lines.append(f"| {split} | {len(problems):,} | {shares} | {chance:.1%} |")
     return "\n".join(lines)
+
+
+def wording_table(splits: dict[str, list[dict]]) -> str:
+    unseen = Counter(row["skill"] for row in splits["test"] if row["wording"] == "unseen")
+    example = next(generate("train", 1, skills=["Interpret line graphs"]))
+    return (
+        f"{unseen.total()} of the {len(splits['test']):,} test problems ask in such words, {min(unseen.values())} to "
+        f"{max(unseen.values())} of a skill; {len(WORDINGS)} kinds of question have them. “{example.question}” becomes "
+        f"“{reworded(example.question)}”"
+    )
 
 
 def honesty(with_image: list[str]) -> str:
@@ -101,11 +113,17 @@ def preview(with_image: list[str]) -> Image.Image:
 
 def main():
     splits = rows()
-    with_image = list(dict.fromkeys(row["skill"] for row in splits["train"] if row["caption"]))
+    asked = [row for split in ("train", "transfer") for row in splits[split]]
+    with_image = list(dict.fromkeys(row["skill"] for row in asked if row["caption"]))
     with_image.sort(key=list(SKILLS).index)
     preview(with_image).save(DATA / "preview.png", optimize=True)
     card = (DATA / "README.md").read_text()
-    parts = {"skills": skill_table(splits), "columns": column_table(splits), "honesty": honesty(with_image)}
+    parts = {
+        "skills": skill_table(splits),
+        "columns": column_table(splits),
+        "wordings": wording_table(splits),
+        "honesty": honesty([name for name in with_image if name not in UNTRAINED]),
+    }
     for name, part in parts.items():
         before, rest = card.split(f"<!-- {name} -->\n")
         after = rest.split(f"<!-- /{name} -->")[1]

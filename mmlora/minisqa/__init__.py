@@ -11,10 +11,12 @@ from itertools import count
 from PIL import Image
 
 from mmlora.minisqa import skills  # noqa: F401 - importing a skill registers it
-from mmlora.minisqa.core import SKILLS, SPLIT_SIZES, Draft, UnknownSkill, generate
+from mmlora.minisqa.core import SKILLS, SPLIT_SIZES, UNTRAINED, Draft, UnknownSkill, generate
 from mmlora.problems.record import Problem
 
-__all__ = ["LICENCE", "SKILLS", "SPLIT_SIZES", "Draft", "UnknownSkill", "captioned", "generate", "load", "pictured"]
+__all__ = [
+    "LICENCE", "SKILLS", "SPLIT_SIZES", "UNTRAINED", "Draft", "UnknownSkill", "captioned", "generate", "load", "pictured",
+]  # fmt: skip
 
 LICENCE = "apache-2.0"
 BLOCK = 1000  # pictures that are drawn under one seed
@@ -37,8 +39,8 @@ def pictured() -> list[str]:
 
 
 def captioned() -> Iterator[tuple[Image.Image, str]]:
-    """Pictures of the train split's kind with their captions, without end; none is a test picture's."""
-    seen = pictured()
+    """Pictures of the trained skills with their captions, without end: none of a test picture, none of an untrained skill."""
+    seen = [skill for skill in pictured() if skill not in UNTRAINED]
     for block in count(1):
         for problem in generate("train", BLOCK, seed=FURTHER * block, skills=seen):
             if problem.image is not None:

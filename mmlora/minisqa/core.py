@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from mmlora.errors import MMLoraError
+from mmlora.minisqa.wordings import reworded
 from mmlora.problems.record import Problem
 
 #: The share of text-only drafts (by a hash of their text) that may appear in a split: no text is in two splits.
-SPLIT_SHARES = {"train": (0, 70), "validation": (70, 80), "test": (80, 100)}
-SPLIT_SIZES = {"train": 4000, "validation": 500, "test": 1000}
+SPLIT_SHARES = {"train": (0, 70), "validation": (70, 80), "test": (80, 100), "transfer": (0, 100)}
+SPLIT_SIZES = {"train": 4000, "validation": 500, "test": 1000, "transfer": 100}
+#: Asked in the split "transfer" alone: pictures that a trained skill shows too, pictures of another kind, text.
+UNTRAINED = (
+    "Animal adaptations: skins and body coverings",
+    "Use a letter-number grid",
+    "Use context clues to find the meaning of a word",
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,8 @@ def skill(
     return register
 
 
-def find_skills(names: list[str] | None) -> list[Skill]:
-    """The named skills, or all; raises `UnknownSkill` with the nearest names."""
+def find_skills(names: list[str] | None, split: str) -> list[Skill]:
+    """The named skills, or all of the split's; raises `UnknownSkill` with the nearest names."""
     import difflib
 
     for name in names or []:
@@ -91,7 +99,9 @@ def find_skills(names: list[str] | None) -> list[Skill]:
             raise UnknownSkill(
                 f"no MiniSQA skill is called {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}"
             )
-    return [SKILLS[name] for name in names] if names else list(SKILLS.values())
+    if names:
+        return [SKILLS[name] for name in names]
+    return [skill for skill in SKILLS.values() if (skill.name in UNTRAINED) == (split == "transfer")]
 
 
 def _belongs(draft: Draft, split: str) -> bool:
@@ -126,6 +136,8 @@ def generate(
 ) -> Iterator[Problem]:
     """Yield `count` problems of `split`, the same ones for the same arguments.
 
+    Without `skills` the split "transfer" asks those of `UNTRAINED`, every other split the rest. In "test" the second
+    of each three problems of a skill is asked in words that no other split has (`wordings`), and says so (`wording`).
     Raises `UnknownSkill`, or `ValueError` for an unknown split or a skill that runs out of new problems.
     """
     if split not in SPLIT_SHARES:
@@ -134,13 +146,17 @@ def generate(
     rng = random.Random(f"minisqa {seed} {split}")
     decks: dict[tuple[str, int], list[int]] = {}
     seen: set[bytes] = set()
-    for number, chosen in enumerate(_schedule(find_skills(skills), count, rng)):
+    asked: Counter[str] = Counter()
+    for number, chosen in enumerate(_schedule(find_skills(skills, split), count, rng)):
         draft = _draw_new(chosen, split, rng, seen)
         size = len(draft.choices)
         deck = decks.setdefault((chosen.name, size), [])
         if not deck:
             deck.extend(rng.sample(range(size), size))
-        yield _problem(chosen, draft, deck.pop(), f"{split}-{seed}-{number}", rng)
+        problem = _problem(chosen, draft, deck.pop(), f"{split}-{seed}-{number}", rng)
+        other = split == "test" and asked[chosen.name] % 3 == 1
+        asked[chosen.name] += 1
+        yield replace(problem, question=reworded(problem.question), wording="unseen") if other else problem
 
 
 def _draw_new(chosen: Skill, split: str, rng: random.Random, seen: set[bytes]) -> Draft:
@@ -171,4 +187,5 @@ def _problem(chosen: Skill, draft: Draft, place: int, problem_id: str, rng: rand
         lecture=chosen.lecture,
         solution=draft.solution,
         caption=draft.caption,
+        wording="seen" if chosen.name not in UNTRAINED else "unseen",
     )

@@ -28,7 +28,7 @@ def build(folder: str | Path | None = None, *, sizes: dict[str, int] | None = No
     Raises `UnknownSkill`, or `DataError` where the folder cannot be written or is full.
     """
     folder, sizes = Path(folder or home()), dict(sizes or SPLIT_SIZES)
-    names = [each.name for each in find_skills(skills)]
+    names = {split: [each.name for each in find_skills(skills, split)] for split in sizes}
     settings = {"seed": seed, "sizes": sizes, "skills": names, "version": version()}
     manifest = folder / "manifest.json"
     if _is_built(manifest, settings):

@@ -15,11 +15,12 @@ from datasets import Features, Image, Sequence, Value
 from mmlora.problems.record import Problem, ProblemError
 from mmlora.problems.rows import DataError, to_problem, to_row, writing
 
-#: The 13 fields of derek-thomas/ScienceQA, in its order and with its types, and two more: `id` and `caption`.
+OWN = ("id", "caption", "wording")  # what a file may lack
+#: The 13 fields of derek-thomas/ScienceQA, in its order and with its types, and what `Problem` adds to them.
 FEATURES = Features({
     "image": Image(), "question": Value("string"), "choices": Sequence(Value("string")), "answer": Value("int8"),
     **{name: Value("string") for name in ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture",
-                                          "solution", "id", "caption")},
+                                          "solution", *OWN)},
 })  # fmt: skip
 ROWS = 100  # a row group: the rows (about 6 MB) that are held in memory while a file is written or read
 
@@ -85,7 +86,7 @@ def _stored(problem: Problem) -> dict:
 def _rows(path: Path) -> Iterator[dict]:
     try:
         file = pq.ParquetFile(path, pre_buffer=False)  # or else the whole file is held twice
-        if missing := [name for name in FEATURES if name not in (*file.schema_arrow.names, "id", "caption")]:
+        if missing := [name for name in FEATURES if name not in (*file.schema_arrow.names, *OWN)]:
             raise DataError(f"{path} has no column {', '.join(missing)}; it needs ScienceQA's 13 fields")
         for batch in file.iter_batches(ROWS):
             yield from batch.to_pylist()

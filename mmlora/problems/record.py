@@ -1,7 +1,8 @@
 """The record that everything in mmlora passes around: one ScienceQA problem.
 
 ScienceQA (Lu et al. 2022, arXiv 2209.09513) describes a problem with 13 fields. `Problem` holds them under
-their own names, plus the `id` that the hub data set lacks and a `caption`, the picture said in words.
+their own names, plus the `id` that the hub data set lacks, a `caption`, the picture said in words, and a `wording`:
+whether training asks in this sentence too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ LETTERS = string.ascii_uppercase  # ScienceQA has two to five choices, own folde
 SUBJECTS = ("natural science", "social science", "language science")
 #: ScienceQA's nine columns: the three subjects, three kinds of context, two grade bands, all.
 CATEGORIES = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
+WORDINGS = ("", "seen", "unseen")  # nobody said; the sentence is asked in training too; it is not
 
 
 class ProblemError(MMLoraError, ValueError):
@@ -42,6 +44,7 @@ class Problem:
     lecture: str = ""
     solution: str = ""
     caption: str = ""
+    wording: str = ""
 
     def __post_init__(self):
         if not 2 <= len(self.choices) <= len(LETTERS):
@@ -52,6 +55,8 @@ class Problem:
             )
         if self.subject not in SUBJECTS:
             raise ProblemError(f"problem {self.id}: subject {self.subject!r} is none of {', '.join(SUBJECTS)}")
+        if self.wording not in WORDINGS:
+            raise ProblemError(f"problem {self.id}: wording {self.wording!r} is none of seen, unseen; or leave it out")
         if not self.grade.removeprefix("grade").isdigit():
             raise ProblemError(f"problem {self.id}: grade {self.grade!r} should read like 'grade4'")
 
