@@ -43,6 +43,11 @@ class Budget:
         """Minutes in which a connector learns to read: an eighth, for what it misreads no adapter can mend."""
         return self.minutes / 8
 
+    @property
+    def control_problems(self) -> int:
+        """Problems with a picture that each control answers: an interval of seven points either side from 33 minutes on."""
+        return min(200, max(40, round(6 * self.minutes)))
+
     def elapsed(self) -> float:
         """Minutes since the budget began, and what was added."""
         return (perf_counter() - self.started) / 60 + self.added

@@ -18,9 +18,11 @@ from mmlora.encoding.prefix import PrefixCache
 from mmlora.encoding.prompts import taught
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import SPOKEN, evaluate
-from mmlora.evaluation.controls import blanked, majority_class
+from mmlora.evaluation.controls import majority_class
+from mmlora.evaluation.examination import examine
+from mmlora.evaluation.inference import reader
 from mmlora.evaluation.occlusion import occlusion
-from mmlora.evaluation.scores import Method, Prediction, save_predictions, score
+from mmlora.evaluation.scores import Method, Prediction, score
 from mmlora.models import processes
 from mmlora.models.connector import aligned, own_way
 from mmlora.models.precision import choose, products
@@ -42,6 +44,7 @@ BASE_METHOD: Method = (
 )
 TOGETHER = 64  # answers at a time: a small model's generation is bound by memory, not by products
 SPARE = 16  # tokens that an answer may be longer than any that was taught
+CONTROLS = 3  # answers to each of their problems: grey, swapped, captions as text; reading costs no words
 TRIAL = 64  # problems that are answered once to see how long scoring will take
 
 
@@ -75,7 +78,7 @@ class Experiment:
         return metrics
 
     def load_problems(self) -> None:
-        """`train` and `test`, as many as the minutes allow."""
+        """`train` and `test`, as many as the minutes allow, and `transfer`, skills that no training problem has."""
         chosen, budget = self.settings, self.budget
         sizes = chosen.train_problems or budget.train_problems, chosen.test_problems or budget.test_problems
         with budget.watch("data"), processes.one_first():
@@ -83,6 +86,7 @@ class Experiment:
                 load_problems(chosen.data, split, size, missing_images=chosen.missing_images)
                 for split, size in zip(("train", chosen.split), sizes)
             )
+            self.transfer = self._transfer() if chosen.split == "test" else []
 
     def load_model(self) -> None:
         """The frozen base with its processor: `vlm`."""
@@ -153,7 +157,9 @@ class Experiment:
             tokens = self.reply_lengths[9 * len(self.taught) // 10]
             evaluate(self.learner, trial, self.settings.method, batch_size=TRIAL, max_new_tokens=tokens, progress=False)
             minutes = (perf_counter() - began) / 60
-        self.reserved = 1.1 * minutes * (len(self.test) + sum(p.image is not None for p in self.test)) / len(trial)
+        pictures = min(sum(p.image is not None for p in self.test), self.budget.control_problems)
+        answers = len(self.test) + len(self.transfer) + CONTROLS * pictures
+        self.reserved = 1.1 * minutes * answers / len(trial)
         return self.reserved
 
     def fit(self) -> TrainLog:
@@ -178,19 +184,21 @@ class Experiment:
         return self.log
 
     def score(self) -> Metrics:
-        """Answer the test problems with and without looking, and write everything down at once: `scores`, `blank`."""
+        """Answer the test problems, and the controls, and write everything down at once: `examination`, `scores`, `blank`."""
         if self.log is None:
             raise TrainingError("nothing was trained yet; call fit() before score()")
-        unseen = blanked(self.test)
+        count = self.budget.control_problems
         with self.budget.watch("score"):
-            self.predictions, self.blank_predictions = self._answer(self.test), self._answer(unseen)
-        self.scores, self.blank = score(self.test, self.predictions), score(unseen, self.blank_predictions)
+            found = examine(self.test, self.transfer, self._answer, reader(self.learner), count)
+        self.examination = found
+        self.predictions, self.blank_predictions = found.test.predictions, found.blank.predictions
+        self.scores, self.blank = score(*found.test), score(*found.blank)
         metrics = self._metrics(self.log)
         if not processes.first():
             return metrics
         metrics.save(self.folder / "metrics.json")
-        save_predictions(self.predictions, self.folder / "predictions.jsonl")
-        save_predictions(self.blank_predictions, self.folder / "blank_predictions.jsonl")
+        found.save(self.folder)
+        found.say()
         keep_examples(self.folder, self.test, self.predictions)
         self._save_adapter(metrics)
         return metrics
@@ -202,6 +210,15 @@ class Experiment:
         self.maps = {problem.id: occlusion(self.learner, problem, said) for problem, said in chosen}
         keep_examples(self.folder, self.test, self.predictions, self.maps)
         return chosen
+
+    def _transfer(self) -> list[Problem]:
+        """Problems of skills that are never trained, a tenth as many as are tested, where the data has such a split."""
+        chosen = self.settings
+        try:
+            size = max(1, len(self.test) // 10)
+            return load_problems(chosen.data, "transfer", size, missing_images=chosen.missing_images)
+        except DataError:
+            return []
 
     def _probe(self) -> Probe | None:
         """Answers to a few validation problems while training, where the data has such a split and the minutes allow."""
@@ -251,10 +268,8 @@ class Experiment:
     def _metrics(self, log: TrainLog) -> Metrics:
         method = self.settings.method
         return Metrics(
-            accuracy=self.scores.to_dict(),
+            **self.examination.figures(self.train),
             base=self.base.to_dict(),
-            majority=self.majority.to_dict(),
-            blank_image=self.blank.to_dict(),
             scored_by={"accuracy": method, "base": BASE_METHOD, "majority": "fixed guess", "blank_image": method},
             n_test=len(self.test),
             minutes=self.budget.to_dict(),

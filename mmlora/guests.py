@@ -1,6 +1,7 @@
 """Models and data sets that come as packages of their own: found by name, imported when they are asked for.
 
-    [project.entry-points."mmlora.models"]      name = "package"   with ENTRY, folder(), download(), register()
+    [project.entry-points."mmlora.models"]      name = "package"   with ENTRY, folder(), download(), register(),
+                                                                and words_read(vlm, picture) where it can say what it reads
     [project.entry-points."mmlora.problems"]    name = "package"   with load(split, limit) and LICENCE
 
 SmolBridge and MiniSQA are two such guests. Nothing below the command line knows them by name, and any other package

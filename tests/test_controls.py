@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from PIL import Image
 
-from mmlora.evaluation.controls import captioned, reading, swapped
+from mmlora.evaluation.controls import best_guess, captioned, chance, controls, evenly, reading, swapped
+from mmlora.evaluation.scores import Prediction
 from mmlora.problems.record import Problem
 
 
@@ -44,8 +45,49 @@ def test_a_caption_stands_in_the_pictures_place():
 
 
 def test_reading_takes_the_choice_whose_words_are_there():
-    texts = {"a": "a blue  ball", "b": "the cat sat", "c": "nothing that I know", "d": "a ball, RED"}
-    found = reading(PROBLEMS[:4], lambda p: texts[p.id])
+    texts = dict(
+        zip([id(p.image) for p in PROBLEMS[:4]], ["a blue  ball", "the cat sat", "nothing that I know", "a ball, RED"])
+    )
+    found = reading(PROBLEMS[:4], lambda picture: texts[id(picture)])
     assert [said.choice for said in found] == [1, 2, None, 0]
     assert [said.correct for said in found] == [False, False, False, True]
     assert found[0].text == "a blue  ball"
+
+
+def test_all_controls_are_asked_the_same_problems():
+    asked = []
+
+    def answer(problems):
+        asked.append(problems)
+        return [Prediction(p.id, 0, True, p.hint) for p in problems]
+
+    found = controls(PROBLEMS, answer, lambda picture: "a cat", 3)
+    assert list(found) == ["swapped", "captions_as_text", "reading"]
+    assert [[p.id for p in each] for each in asked] == [["a", "c"], ["a", "b", "c"]], "a lone picture has no other"
+    assert [p.id for p in found["reading"].problems] == ["a", "b", "c"]
+    assert [said.choice for said in found["reading"].predictions] == [2, 2, 2]
+    assert list(controls(PROBLEMS, answer, None)) == ["swapped", "captions_as_text"]
+    assert [len(each.problems) for each in controls(PROBLEMS, answer, None).values()] == [3, 4]
+    assert controls(PROBLEMS[4:], answer, lambda picture: "") == {}
+
+
+def test_a_part_is_taken_from_the_whole_list():
+    problems = [replace(PROBLEMS[0], id=str(i)) for i in range(10)]
+    assert [p.id for p in evenly(problems, 4)] == ["0", "2", "5", "7"]
+    assert evenly(problems, None) == evenly(problems, 10) == evenly(problems, 99) == problems
+
+
+def test_the_best_guess_of_a_skill_is_the_choice_most_often_right_when_it_was_offered():
+    def offered(*choices, skill="balls", answer=0):
+        return replace(PROBLEMS[0], choices=choices, answer=answer, skill=skill)
+
+    train = [offered("red", "blue"), offered("red", "green", answer=1), offered("blue", "green", answer=1)]
+    train += [offered("green", "red", skill="cats", answer=1)]
+    asked = [offered("red", "green"), offered("blue", "red"), offered("red", "green", skill="cats"), offered("x", "y")]
+    assert [said.text for said in best_guess(asked, train)] == ["green", "red", "red", "x"]
+
+
+def test_chance_is_one_in_as_many_as_there_are_choices():
+    found = chance([PROBLEMS[0], replace(PROBLEMS[1], choices=("a", "b")), replace(PROBLEMS[4], choices=("a", "b"))])
+    assert found["by_skill"] == {"balls": 41.67, "cats": 50.0} and found["IMG"] == 41.67 and found["avg"] == 44.44
+    assert found["LAN"] is None

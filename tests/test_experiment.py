@@ -85,6 +85,26 @@ def test_what_was_trained_comes_back_from_its_folder(finished):
     assert [p.text for p in said] == [p.text for p in finished.predictions]
 
 
+def test_controls_held_out_words_and_skills_are_in_the_record(model, own_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_problems(data)
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    worded = [{**row, "wording": ("seen", "unseen")[i % 2], "caption": "two colours"} for i, row in enumerate(rows)]
+    (data / "test.jsonl").write_text("\n".join(map(json.dumps, worded)))
+    (data / "transfer.jsonl").write_text("\n".join(json.dumps({**row, "skill": "hues"}) for row in rows))
+    run = begin(model, str(data), tmp_path / "run")
+    metrics = run.run()
+    seen, unseen = metrics.seen_wording, metrics.unseen_wording
+    assert seen["n"]["Avg"] == unseen["n"]["Avg"] == 4 and list(metrics.untrained_skills["by_skill"]) == ["hues"]
+    assert metrics.accuracy["n"]["Avg"] == 8 and "hues" not in metrics.accuracy["by_skill"]
+    assert {name: way["n"]["Avg"] for name, way in metrics.controls.items()} == {"swapped": 6, "captions_as_text": 6}
+    assert metrics.controls["captions_as_text"]["n"]["IMG"] == 0 and metrics.chance["avg"] == 25
+    assert len((tmp_path / "run" / "swapped_predictions.jsonl").read_text().splitlines()) == 6
+    assert "captions_as_text: " in capsys.readouterr().out
+    assert Metrics.load(tmp_path / "run" / "metrics.json").controls == metrics.controls
+
+
 @pytest.mark.parametrize("without", ["train", "test", "both"])
 def test_data_without_pictures_is_no_accident(model, own_folder, tmp_path, without):
     """It used to end in a bare StopIteration, or after an hour before the record was written."""
@@ -203,4 +223,4 @@ def test_the_reserve_for_scoring_follows_from_a_timed_trial(model, own_folder, t
 
     monkeypatch.setattr(experiment, "perf_counter", lambda: now[0])
     monkeypatch.setattr(experiment, "evaluate", answering)
-    assert run.reserve() == pytest.approx(1.1 * 0.5 * (8 + 6) / 8) and asked == [8]
+    assert run.reserve() == pytest.approx(1.1 * 0.5 * (8 + 3 * 6) / 8) and asked == [8]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 
 import pytest
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
+from PIL import Image
 
 from mmlora.evaluation.scores import Prediction
 from mmlora.problems.record import Problem
-from mmlora.reporting.explanations import KINDS, first_departure, marked
+from mmlora.reporting.explanations import FAULTS, KINDS, fault, first_departure, marked
 
 FIRST, LATER, ANSWER = KINDS
+MISREAD, MISREASONED, *_ = FAULTS
 SOLUTION = "The map shows Ohio.  It is\nin the north. So it is cold."
 
 
@@ -101,3 +104,20 @@ def test_markdown_leaves_the_words_as_they_are(text):
     assert unescape(re.sub(r"<.*?>", "", html)).split() == f"{text} a b".split()
     struck = markdown2html_mistune(f"- {marked(f'same {text}', 'same')}")
     assert unescape(struck[struck.index("<del>") + 5 : struck.index("</del>")]) == text
+
+
+@pytest.mark.parametrize(
+    ("read", "kind"),
+    [
+        ("Two magnets, left north: right SOUTH", MISREASONED),
+        ("a picture of two magnets left north right south again", MISREASONED),
+        ("Two magnets, left south, right north", MISREAD),  # the same words in another order
+        ("Two magnets, left north", MISREAD),
+        ("", MISREAD),
+    ],
+)
+def test_a_wrong_answer_was_misread_where_the_captions_words_are_not_read(read, kind):
+    shown = Problem("p", "Do they attract?", ("yes", "no"), 0, Image.new("RGB", (4, 4)), caption="Two magnets, left north, right south.")  # fmt: skip
+    assert fault(shown, read) == kind
+    assert fault(replace(shown, image=None), read) == "no picture"
+    assert fault(replace(shown, caption=""), read) == "no caption"

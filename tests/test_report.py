@@ -20,6 +20,7 @@ from mmlora.reporting.examples import load_examples
 from mmlora.reporting.record import Metrics, MetricsError
 from tools.readme import readme_tables, render_readme
 
+LATER = ("seen_wording", "unseen_wording", "untrained_skills", "controls", "best_guess", "chance")
 KEYS = (
     "accuracy base majority blank_image scored_by n_test minutes samples_per_second samples_seen peak_memory_gb "
     "trainable_parameters model base_model data seed settings versions machine date git"
@@ -95,7 +96,7 @@ def run_folder(tmp_path, metrics):
 def test_metrics_hold_every_key_of_the_issue_and_survive_a_file(metrics, tmp_path):
     metrics.save(tmp_path / "m.json")
     record = json.loads((tmp_path / "m.json").read_text())
-    assert sorted(record) == sorted(KEYS)
+    assert sorted(record) == sorted((*KEYS, *LATER))
     for name in ("accuracy", "base", "majority", "blank_image"):
         assert {"avg", "ci95", *CATEGORIES} <= set(record[name])
     assert set(record["minutes"]) == {"data", "cache", "train", "score", "total"}
@@ -114,6 +115,17 @@ def test_a_missing_key_is_an_error(key, metrics, tmp_path):
     (tmp_path / "m.json").write_text(json.dumps(record))
     with pytest.raises(MetricsError, match=f"m.json lacks {key};"):
         Metrics.load(tmp_path / "m.json")
+
+
+def test_a_first_record_lacks_what_came_later_and_says_so(metrics, tmp_path):
+    record = {name: value for name, value in asdict(metrics).items() if name not in LATER}
+    (tmp_path / "m.json").write_text(json.dumps(record))
+    first = Metrics.load(tmp_path / "m.json")
+    assert first.controls == {} and first.unseen_wording is None
+    unmeasured = [line for line in tables.headline(first).splitlines() if line.endswith("not measured yet |")]
+    assert len(unmeasured) == 8 and "| trained without pictures | not measured yet | not measured yet |" in unmeasured
+    with pytest.raises(MetricsError, match=r"lack controls.swapped.n;"):
+        Metrics(**record | {"controls": {"swapped": {k: v for k, v in metrics.base.items() if k != "n"}}})
 
 
 @pytest.mark.parametrize("key", ["scored_by", "base_model"])
@@ -173,8 +185,25 @@ def test_headline_names_all_yardsticks(metrics, tmp_path):
     metrics.save(tmp_path / "metrics.json")
     assert tables.headline(tmp_path) == tables.headline(metrics)
     assert tables.headline(metrics).splitlines()[2].startswith("| trained, by generate | 83.3 (60.8 to 94.2) | ")
-    assert tables.headline(metrics).splitlines()[3].startswith("| base model, by likelihood | ")
-    assert len(tables.headline(metrics).splitlines()) == 6
+    assert any(line.startswith("| base model, by likelihood | ") for line in tables.headline(metrics).splitlines())
+    assert tables.headline(metrics).splitlines()[-1].startswith("| trained, grey picture | ")
+
+
+def test_controls_stand_beside_the_figure(metrics, tmp_path):
+    made = problems()[:12]
+    ways = {name: score(made, predictions(step)[:12]).to_dict() for name, step in (("reading", 3), ("swapped", 2))}
+    told = replace(metrics, controls=ways, unseen_wording=score(made, predictions(4)[:12]).to_dict())
+    rows = {line.split(" | ")[0]: line for line in tables.headline(told).splitlines()}
+    assert rows["| trained, another problem's picture"].split(" | ")[1].startswith("50.0 (")
+    assert rows["| what is read, no adapter"].split(" | ")[1].startswith("66.7 (")
+    assert rows["| trained, wording never seen"].split(" | ")[1].startswith("75.0 (")
+    lines = tables.category_table(told).splitlines()
+    assert [line.split(" | ")[0] for line in lines[5:8]] == [
+        "| smolbridge, trained, another problem's picture", "| smolbridge, what is read, no adapter",
+        "| smolbridge, trained, grey picture"]  # fmt: skip
+    told.save(tmp_path / "metrics.json")
+    text = page.html_report(tmp_path).read_text(encoding="utf-8")
+    assert "<li>what is read, no adapter: <b>66.67 %</b> of 12</li>" in text and "A curiosity" in text
 
 
 def test_readme_is_rendered_in_place_and_twice_the_same(metrics, tmp_path):

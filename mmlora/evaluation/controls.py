@@ -7,9 +7,54 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
+
+from PIL import Image
 
 from mmlora.evaluation.scores import Prediction
-from mmlora.problems.record import Problem
+from mmlora.problems.record import CATEGORIES, Problem
+
+
+class Answered(NamedTuple):
+    """A control: what was asked, and what was said to it."""
+
+    problems: list[Problem]
+    predictions: list[Prediction]
+
+
+def controls(
+    problems: Sequence[Problem],
+    answer: Callable[[list[Problem]], list[Prediction]],
+    read: Callable[[Image.Image], str] | None,
+    count: int | None = None,
+) -> dict[str, Answered]:
+    """The controls that need no other training, each on `count` (default all) of the problems with a picture.
+
+    `answer` is the trained model, `read` says what it reads in a picture. A control that cannot be taken is left out:
+    *reading* without `read`, *captions_as_text* without captions, *swapped* where no skill has two pictures.
+    """
+    shown = evenly([problem for problem in problems if problem.image is not None], count)
+    own = {problem.id for problem in shown}
+    asked = {
+        "swapped": [problem for problem in swapped(problems) if problem.id in own],
+        "captions_as_text": captioned(shown),
+    }
+    found = {name: Answered(each, answer(each)) for name, each in asked.items() if each}
+    if read is not None and shown:
+        found["reading"] = Answered(shown, reading(shown, read))
+    return found
+
+
+def evenly(problems: Sequence[Problem], count: int | None) -> list[Problem]:
+    """`count` of the problems (all, where there are no more), taken from the whole list in like steps."""
+    if count is None or count >= len(problems):
+        return list(problems)
+    return [problems[i * len(problems) // count] for i in range(count)]
+
+
+def unpictured(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems with their text alone: train on these to see what the text gives away."""
+    return [replace(problem, image=None) for problem in problems]
 
 
 def blanked(problems: Sequence[Problem]) -> list[Problem]:
@@ -37,27 +82,29 @@ def swapped(problems: Sequence[Problem], seed: int = 0) -> list[Problem]:
 def captioned(problems: Sequence[Problem]) -> list[Problem]:
     """Each problem that has a picture and a caption with the caption as its context instead: as if all had been read rightly."""
     told = [problem for problem in problems if problem.image is not None and problem.caption]
-    return [replace(p, image=None, hint=f"{p.caption}. {p.hint}".strip(" ")) for p in told]
+    return [replace(p, image=None, hint=f"{p.caption.rstrip('.')}. {p.hint}".strip(" ")) for p in told]
 
 
-def reading(problems: Sequence[Problem], read: Callable[[Problem], str]) -> list[Prediction]:
+def reading(problems: Sequence[Problem], read: Callable[[Image.Image], str]) -> list[Prediction]:
     """Answers without reasoning: the choice with the largest share of its words in what `read` finds in the picture.
 
-    The first of several; none where no word of any choice was read.
+    The first of several; none where no word of any choice was read. Every problem has a picture.
     """
 
     def answer(problem: Problem) -> Prediction:
-        text = read(problem)
-        seen = _words(text)
-        shares = [len(words & seen) / max(1, len(words)) for words in map(_words, problem.choices)]
+        assert problem.image is not None
+        text = read(problem.image)
+        seen = set(words(text))
+        shares = [len(own & seen) / max(1, len(own)) for own in (set(words(choice)) for choice in problem.choices)]
         choice = shares.index(max(shares)) if any(shares) else None
         return Prediction(problem.id, choice, choice == problem.answer, text)
 
     return [answer(problem) for problem in problems]
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
+def words(text: str) -> list[str]:
+    """The words and numbers of a text in their order, without capitals and punctuation."""
+    return re.findall(r"\w+", text.lower())
 
 
 def majority_class(problems: Sequence[Problem], train: Sequence[Problem]) -> list[Prediction]:
@@ -74,3 +121,42 @@ def majority_class(problems: Sequence[Problem], train: Sequence[Problem]) -> lis
         return Prediction(problem.id, choice, choice == problem.answer, problem.choices[choice])
 
     return [answer(p) for p in problems]
+
+
+def best_guess(problems: Sequence[Problem], train: Sequence[Problem]) -> list[Prediction]:
+    """Each skill's best fixed guess: of the choices offered, the one that was right most often when `train` offered it.
+
+    A choice that `train` never offered counts as at chance. Ties go to the first.
+    """
+    offered: Counter[tuple[str, str]] = Counter()
+    right: Counter[tuple[str, str]] = Counter()
+    for problem in train:
+        offered.update((problem.skill, choice) for choice in problem.choices)
+        right[problem.skill, problem.answer_text] += 1
+
+    def answer(problem: Problem) -> Prediction:
+        rates = [
+            right[problem.skill, choice] / seen
+            if (seen := offered[problem.skill, choice])
+            else 1 / len(problem.choices)
+            for choice in problem.choices
+        ]
+        choice = rates.index(max(rates))
+        return Prediction(problem.id, choice, choice == problem.answer, problem.choices[choice])
+
+    return [answer(problem) for problem in problems]
+
+
+def chance(problems: Sequence[Problem]) -> dict:
+    """What guessing gives, in percent, in the columns and by the skills of `Scores.to_dict`."""
+
+    def mean(some: list[Problem]) -> float | None:
+        return round(100 * sum(1 / len(p.choices) for p in some) / len(some), 2) if some else None
+
+    columns = {name: mean([p for p in problems if name in p.categories]) for name in CATEGORIES}
+    skills = sorted({p.skill for p in problems if p.skill})
+    return {
+        "avg": columns["Avg"],
+        **columns,
+        "by_skill": {skill: mean([p for p in problems if p.skill == skill]) for skill in skills},
+    }

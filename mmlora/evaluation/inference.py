@@ -5,7 +5,7 @@ Nothing here knows what the words are about.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import Cache, TextStreamer
 from transformers.utils import ModelOutput
 
+from mmlora import guests
 from mmlora.adapters.fused import fused
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import on_device
@@ -106,6 +107,15 @@ def ask(vlm: VLM, text: str, picture: Image.Image | None = None, max_new_tokens:
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )[0, batch["input_ids"].shape[1] :]
     return tokenizer.decode(row, skip_special_tokens=True).strip()
+
+
+def reader(vlm: VLM) -> Callable[[Image.Image], str] | None:
+    """A function from a picture to the words that the model reads in it; None where its guest has no `words_read`."""
+    guest = guests.guest("models", base_model(vlm.model).config.model_type)
+    words_read = getattr(guest, "words_read", None)
+    if words_read is None:
+        return None
+    return lambda picture: "".join(word for word, _ in words_read(vlm, picture)).strip()
 
 
 def left_padded(vlm: VLM, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:

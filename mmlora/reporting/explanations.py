@@ -1,15 +1,18 @@
-"""Where an explanation leaves the reference, and the two word by word in markdown. Neither needs a model."""
+"""Where an answer went wrong: in reading or after it, and at which word. Nothing here needs a model."""
 
 from __future__ import annotations
 
 import re
 from difflib import SequenceMatcher
 
+from mmlora.evaluation.controls import words
 from mmlora.evaluation.scores import Prediction
 from mmlora.problems.record import LETTERS, Problem
 
 #: The places where a model's text can first leave the reference, in the order of reading.
 KINDS = ("in the first sentence", "later, before the answer", "only in the answer")
+#: Where a wrong answer comes from: the eye, the words after it, or nobody can tell.
+FAULTS = ("misread", "misreasoned", "no picture", "no caption")
 
 
 def first_departure(problem: Problem, prediction: Prediction) -> str:
@@ -25,6 +28,19 @@ def first_departure(problem: Problem, prediction: Prediction) -> str:
         return KINDS[2] if not rest or _begins(rest, "the answer is") else KINDS[1]
     first, *_ = re.split(r"(?<=[.!?]) ", reference)
     return KINDS[1] if _begins(said, first) else KINDS[0]
+
+
+def fault(problem: Problem, read: str) -> str:
+    """Of a wrong answer, one of `FAULTS`: *misread* where `read` lacks words of the true caption, or their order.
+
+    `read` is what the model read in the picture, in words (`evaluation.inference.reader`); words besides do no harm.
+    """
+    if problem.image is None:
+        return FAULTS[2]
+    if not problem.caption:
+        return FAULTS[3]
+    rest = iter(words(read))
+    return FAULTS[1] if all(word in rest for word in words(problem.caption)) else FAULTS[0]
 
 
 def _explanation(problem: Problem, prediction: Prediction) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -16,7 +16,7 @@ from mmlora.problems.record import LETTERS, Problem
 from mmlora.reporting import galleries, plots
 from mmlora.reporting.examples import Example, load_examples, png
 from mmlora.reporting.record import Metrics
-from mmlora.reporting.tables import category_table, html, interval, percent
+from mmlora.reporting.tables import CONTROLS, category_table, control_rows, html, interval, percent, pictured
 
 
 def html_report(folder: str | Path) -> Path:
@@ -32,7 +32,7 @@ def html_report(folder: str | Path) -> Path:
     trained, base = scores["trained"], scores["base"]
     log, kept = folder / "log.jsonl", load_examples(folder)
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
-    sections = {"Result": _result(by_name)}
+    sections = {"Result": _result(m)}
     if records:
         sections["Learning curve"] = _figure(plots.learning_curve(records))
     sections["By category"] = _figure(plots.category_bars(scores)) + category_table(m, "html")
@@ -60,10 +60,10 @@ def html_report(folder: str | Path) -> Path:
     return path
 
 
-def _result(by_name: Mapping[str, dict]) -> str:
-    rows = [[name, interval(record), percent(record["IMG"])] for name, record in by_name.items()]
+def _result(m: Metrics) -> str:
+    rows = [[name, interval(record), pictured(record)] for name, record in control_rows(m)]
     table = html(["", "accuracy in % (95 % interval)", "problems with a picture"], rows)
-    silent, n = by_name["trained"]["unanswered"], by_name["trained"]["n"]["Avg"]
+    silent, n = m.accuracy["unanswered"], m.accuracy["n"]["Avg"]
     return f"{table}<p class='note'>{silent} of {n} problems got no answer; they count as wrong.</p>"
 
 
@@ -71,11 +71,17 @@ def _looking(m: Metrics) -> str:
     seen, blank, majority = m.accuracy["IMG"], m.blank_image["IMG"], m.majority["IMG"]
     if None in (seen, blank, majority):
         return "<p>No problem of this data has a picture.</p>"
+    ways = [
+        f"<li>{label}: <b>{percent(way['avg'])} %</b> of {way['n']['Avg']}</li>"
+        for name, label in CONTROLS.items()
+        if (way := m.controls.get(name))
+    ]
     return (
-        f"<p>On the {m.blank_image['n']['IMG']} problems with a picture the model is right in <b>{seen:.1f} %</b>. "
-        f"With plain grey in the picture's place it is right in <b>{blank:.1f} %</b>; always choosing the most "
-        f"frequent position gives {majority:.1f} %. A grey picture is unlike all that the model has seen, so this tells that "
-        "it looks, not how much the text alone gives away.</p>"
+        f"<p>On the problems with a picture the model is right in <b>{seen:.1f} %</b>; always choosing the most "
+        f"frequent position gives {majority:.1f} %.</p><ul>{''.join(ways)}</ul>"
+        f"<p class='note'>A curiosity: with plain grey in the picture's place it is right in {blank:.1f} % of "
+        f"{m.blank_image['n']['IMG']}. Grey is unlike all that the model has seen, so this tells that it looks, not how much "
+        "the text alone gives away.</p>"
     )
 
 

@@ -18,6 +18,8 @@ from mmlora.problems.record import CATEGORIES
 from mmlora.reporting.machine import git_state, machine, peak_memory_gb, versions
 
 SCORED = ("accuracy", "base", "majority", "blank_image")
+#: What the first records lack. None reads "not measured yet".
+LATER = ("seen_wording", "unseen_wording", "untrained_skills", "controls", "best_guess", "chance")
 BASE = ("name", "revision", "licence", "weights")
 PARTS = ("data", "cache", "train", "score", "total")
 
@@ -45,6 +47,12 @@ class Metrics:
     data: str
     seed: int
     settings: dict  # `settings.Settings`
+    seen_wording: dict | None = None  # of the same answers, those to sentences that training asks in too
+    unseen_wording: dict | None = None  # those to sentences that it does not
+    untrained_skills: dict | None = None  # the trained model on the split "transfer", which no other figure counts
+    controls: dict = field(default_factory=dict)  # `controls.controls` by name, and text_only where it was trained
+    best_guess: dict | None = None  # `controls.best_guess`: a fixed guess for each skill
+    chance: dict | None = None  # `controls.chance`: any guess
     peak_memory_gb: float = field(default_factory=peak_memory_gb)
     versions: dict = field(default_factory=versions)
     machine: dict = field(default_factory=machine)
@@ -52,9 +60,11 @@ class Metrics:
     git: dict = field(default_factory=git_state)
 
     def __post_init__(self):
-        wanted = {name: ("avg", "ci95", *CATEGORIES, "n") for name in SCORED}
+        scored = ("avg", "ci95", *CATEGORIES, "n")
+        wanted = {name: scored for name in SCORED}
         wanted |= {"scored_by": SCORED, "base_model": BASE, "minutes": PARTS}
         missing = [f"{name}.{key}" for name, keys in wanted.items() for key in keys if key not in getattr(self, name)]
+        missing += [f"controls.{name}.{key}" for name, way in self.controls.items() for key in scored if key not in way]
         if missing:
             raise MetricsError(f"the metrics lack {', '.join(missing)}; record them before saving")
         broken = [path for path, leaf in _leaves(asdict(self)) if isinstance(leaf, float) and not math.isfinite(leaf)]
@@ -73,7 +83,7 @@ class Metrics:
         except (OSError, ValueError) as error:
             raise MetricsError(f"{path} cannot be read as metrics ({error}); run again or restore the file") from error
         names = {f.name for f in fields(cls)}
-        missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
+        missing, unknown = sorted(names - {*record, *LATER}), sorted(set(record) - names)
         if missing or unknown:
             kinds = (("lacks", missing), ("has unknown", unknown))
             faults = [f"{verb} {', '.join(keys)}" for verb, keys in kinds if keys]

@@ -16,6 +16,18 @@ from mmlora.problems.record import CATEGORIES
 from mmlora.reporting.record import Metrics
 
 UNMEASURED = "not measured yet"
+#: What a record's controls are called beside the figure; the grey picture, a curiosity, comes last.
+CONTROLS = {
+    "text_only": "trained without pictures",
+    "swapped": "trained, another problem's picture",
+    "reading": "what is read, no adapter",
+    "captions_as_text": "trained, true caption as text",
+}
+HELD_OUT = {
+    "seen_wording": "trained, wording seen in training",
+    "unseen_wording": "trained, wording never seen",
+    "untrained_skills": "trained, skills never trained on",
+}
 NOTE = (
     "Compare rows of the same data only. MiniSQA's problems are generated, ScienceQA's come from school curricula: an "
     "accuracy on one says nothing about an accuracy on the other. The published rows show what the columns are for. "
@@ -29,6 +41,11 @@ class ReportError(MMLoraError):
 def percent(value: float | None) -> str:
     """With two decimals; a dash where there is none."""
     return "–" if value is None else f"{value:.2f}"
+
+
+def pictured(scores: dict | None) -> str:
+    """The accuracy on problems with a picture, or that nobody measured it."""
+    return percent(scores["IMG"]) if scores else UNMEASURED
 
 
 def interval(scores: dict | None) -> str:
@@ -70,6 +87,7 @@ def category_table(metrics: Metrics | Sequence[Metrics], form: str = "markdown")
             (f"{m.model}, trained", _count(m.trainable_parameters), training, m.accuracy),
             (f"{m.model}, base", "0", "–", m.base),
             ("best fixed guess", "–", "–", m.majority),
+            *((f"{m.model}, {CONTROLS[name]}", "", "", way) for name, way in _ordered(m.controls)),
             (f"{m.model}, trained, grey picture", "", "", m.blank_image),
         ):
             data = f"{m.data} (n={scores['n']['Avg']})"
@@ -95,17 +113,29 @@ def _count(parameters: int) -> str:
     return f"{parameters / 1e6:.1f}M" if parameters >= 1e5 else str(parameters)
 
 
+def _ordered(controls: dict) -> list[tuple[str, dict]]:
+    return [(name, controls[name]) for name in CONTROLS if name in controls]
+
+
+def control_rows(m: Metrics) -> list[tuple[str, dict | None]]:
+    """The figure, what was held out, and everything that it is compared with: (label, scores or None) each."""
+    return [
+        ("trained", m.accuracy),
+        *((label, getattr(m, name)) for name, label in HELD_OUT.items()),
+        ("base model", m.base),
+        ("best fixed guess", m.majority),
+        ("best fixed guess of each skill", m.best_guess),
+        *((label, m.controls.get(name)) for name, label in CONTROLS.items()),
+        ("trained, grey picture", m.blank_image),
+    ]
+
+
 def headline(metrics: Metrics | str | Path) -> str:
-    """A run (or its folder) in one markdown table: model and yardsticks, all problems and those with a picture."""
+    """A run (or its folder) in one markdown table: model, held out, controls; all problems and those with a picture."""
     metrics = metrics if isinstance(metrics, Metrics) else Metrics.load(Path(metrics) / "metrics.json")
-    by = metrics.scored_by
+    by = {"trained": metrics.scored_by["accuracy"], "base model": metrics.scored_by["base"]}
     rows = [
-        [f"{label}, by {by[name]}" if name != "majority" else label, interval(scores), percent(scores["IMG"])]
-        for name, label, scores in (
-            ("accuracy", "trained", metrics.accuracy),
-            ("base", "base model", metrics.base),
-            ("majority", "best fixed guess", metrics.majority),
-            ("blank_image", "trained, grey picture", metrics.blank_image),
-        )
+        [f"{label}, by {by[label]}" if label in by else label, interval(scores), pictured(scores)]
+        for label, scores in control_rows(metrics)
     ]
     return markdown([f"{metrics.model} on {metrics.data}", "accuracy in % (95 % interval)", "IMG"], rows)

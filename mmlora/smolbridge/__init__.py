@@ -6,9 +6,14 @@ A guest: `load_vlm("smolbridge")` finds it by its entry point (see `mmlora.guest
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmlora.models.catalog import Entry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mmlora.models.vlm import VLM
 
 ENTRY = Entry(
     name="smolbridge",
@@ -51,6 +56,13 @@ def adopt(vlm: Any, tensors: Any) -> Any:
     from mmlora.smolbridge import aligned
 
     return aligned.adopt(vlm, tensors)
+
+
+def words_read(vlm: VLM, picture: Image.Image) -> list[tuple[str, float]]:
+    """For each visual token its likeliest word, and how likely that is."""
+    from mmlora.smolbridge.words import words_read
+
+    return words_read(vlm, picture)
 
 
 def download() -> tuple[int, int]:

@@ -1,0 +1,72 @@
+"""Everything that a trained model is asked at the end of a run: the test problems, the controls, skills never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmlora.evaluation.controls import Answered, best_guess, blanked, chance, controls, evenly, majority_class
+from mmlora.evaluation.scores import Prediction, save_predictions, score
+from mmlora.problems.record import Problem
+
+PRINTED = 3  # answers of each control
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was asked and what was said to it."""
+
+    test: Answered  # the problems that the accuracy is of
+    blank: Answered  # some of them behind grey
+    transfer: Answered  # problems of skills that no training problem has
+    controls: dict[str, Answered]  # `controls.controls`, of the same problems as `blank`
+
+    def figures(self, train: Sequence[Problem]) -> dict[str, Any]:
+        """The fields of metrics.json that follow from the answers; `train` is what the fixed guesses learned from."""
+        problems = self.test.problems
+        return {
+            "accuracy": score(*self.test).to_dict(),
+            "majority": score(problems, majority_class(problems, train)).to_dict(),
+            "best_guess": score(problems, best_guess(problems, train)).to_dict(),
+            "chance": chance(problems),
+            "blank_image": score(*self.blank).to_dict(),
+            "seen_wording": self._worded("seen"),
+            "unseen_wording": self._worded("unseen"),
+            "untrained_skills": score(*self.transfer).to_dict(),
+            "controls": {name: score(*way).to_dict() for name, way in self.controls.items()},
+        }
+
+    def save(self, folder: Path) -> None:
+        """One file of predictions for each: `predictions.jsonl`, `blank_predictions.jsonl` and so on."""
+        named = {"": self.test, "blank_": self.blank, "transfer_": self.transfer}
+        for name, way in {**named, **{f"{name}_": way for name, way in self.controls.items()}}.items():
+            save_predictions(way.predictions, folder / f"{name}predictions.jsonl")
+
+    def say(self) -> None:
+        """Print each control's accuracy and a few of its answers."""
+        for name, (problems, answers) in self.controls.items():
+            print(f"{name}: {score(problems, answers).accuracy} % of {len(problems)} problems with a picture, such as")
+            for problem, said in list(zip(problems, answers))[:PRINTED]:
+                print(f"  {problem.question} {'✓' if said.correct else '✗'} {said.text}")
+
+    def _worded(self, wording: str) -> dict:
+        pairs = [(problem, said) for problem, said in zip(*self.test) if problem.wording == wording]
+        return score([problem for problem, _ in pairs], [said for _, said in pairs]).to_dict()
+
+
+def examine(
+    test: Sequence[Problem],
+    transfer: Sequence[Problem],
+    answer: Callable[[list[Problem]], list[Prediction]],
+    read: Callable[[Image.Image], str] | None,
+    count: int,
+) -> Examination:
+    """Ask `answer` everything, and each control `count` of the test problems with a picture."""
+    unseen = blanked(evenly([problem for problem in test if problem.image is not None], count))
+    asked = {name: Answered(list(some), answer(list(some)))
+             for name, some in (("test", test), ("blank", unseen), ("transfer", transfer))}  # fmt: skip
+    return Examination(**asked, controls=controls(test, answer, read, count))
