@@ -39,7 +39,7 @@ class Settings:
     """
 
     model: str = _setting(
-        "smolbridge", "What", "Short name (see `mmlora plan`), hub id or folder; this one needs no GPU."
+        "smolbridge-world", "What", "Short name (see `mmlora plan`), hub id or folder; this one needs no GPU."
     )
     revision: str | None = _setting(None, "What", "Commit or tag of the model on the hub; none is the newest.")
     data: str = _setting(

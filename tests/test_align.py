@@ -77,7 +77,9 @@ def aligned(tiny_vlm, tmp_path, monkeypatch):
     monkeypatch.setattr(align_smolbridge, "assembled", lambda connector: "tiny")
     monkeypatch.setattr(align_smolbridge, "load_base", {"tiny": vlm}.get)
     monkeypatch.setattr(
-        align_smolbridge, "ReadSettings", lambda: ReadSettings(epochs=30, batch_size=16, dropout=0.0, held_out=100)
+        align_smolbridge,
+        "ReadSettings",
+        lambda: ReadSettings(epochs=30, batch_size=16, cell_dropout=0.0, dropout=0.0, held_out=100),
     )
     folder = tmp_path / "work" / f"pictures-5-400-{version()}"
     folder.mkdir(parents=True)
@@ -108,7 +110,7 @@ def test_the_connector_learns_to_read_and_what_was_learned_ships(aligned):
         "dictionary": facts["dictionary"],
         "visual_tokens": facts["visual_tokens"],
         "spelling": 0,
-        "glance": False,
+        "glance_width": 0,
         "naming_tokens": 0,
     }
     describe = load_file(folder / "work" / f"pictures-5-400-{version()}" / "describe.safetensors")

@@ -53,7 +53,7 @@ def test_ours_are_found_and_nothing_heavy_is_imported():
         "guests.guest('models', 'smolbridge').ENTRY.name, guests.guest('models', 'minisqa'), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['smolbridge'] ['minisqa'] smolbridge None False"
+    assert done.stdout.strip() == "['smolbridge', 'smolbridge-world'] ['minisqa'] smolbridge None False"
 
 
 def test_a_data_set_of_another_package_is_loaded_by_its_name(toys):
@@ -65,7 +65,7 @@ def test_a_data_set_of_another_package_is_loaded_by_its_name(toys):
 
 
 def test_a_model_of_another_package_is_in_the_catalogue(toys):
-    assert [entry.name for entry in entries()][:2] == ["smolbridge", "toynet"]
+    assert [entry.name for entry in entries()][:3] == ["smolbridge", "smolbridge-world", "toynet"]
     assert find("ToyNet").licence == "MIT" and nearest("toy-net") == ["toynet"]
     found = needs("toynet")
     assert (found.download, found.parameters) == (2_000_000_000, 1_000_000) and "Any machine." in str(found)

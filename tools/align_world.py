@@ -36,7 +36,9 @@ from tools.world.hands import HANDS, Thing, things
 from tools.world.scenes import Shown, World, scenes, thing
 
 SIZES = {"connector_width": 384, "spelling": 96, "glance_width": 1024, "naming_tokens": 4}  # 11 MB in git
-READING = ReadSettings(cell_dropout=0.6, dropout=0.35)  # searched on the hand that validates: less learns hands by heart
+READING = ReadSettings(
+    cell_dropout=0.6, dropout=0.35
+)  # searched on the hand that validates: less learns hands by heart
 BLOCK = 250  # pictures that a process draws at a time
 UNSEEN = 60  # names that are kept out of learning: what is said of a thing that was never seen?
 

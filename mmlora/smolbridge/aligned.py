@@ -102,7 +102,7 @@ def _go_on(connector: Connector, known: Connector) -> None:
     """Begin with what the base has learned of pictures, and with how it spells the words that both dictionaries have."""
     connector.recognise.load_state_dict(known.recognise.state_dict())
     connector.read.load_state_dict(known.read.state_dict())
-    if connector.glimpse is not None:
+    if connector.glimpse is not None and known.glimpse is not None:
         connector.glimpse.load_state_dict(known.glimpse.state_dict())
     if not isinstance(known.spell, nn.Linear):  # words are written at once, place by place: nothing to take over
         return

@@ -21,7 +21,9 @@ class SmolBridgeConfig(PreTrainedConfig):
     visual_tokens: int = 24  # as many as MiniSQA's longest caption has
     dictionary: int = 512  # words that the connector can say, padding included; MiniSQA's captions have fewer
     spelling: int = 0  # numbers that a visual token is made of before it is words: thousands of words need few; 0: none
-    glance_width: int = 0  # numbers that are known from a glance at the whole picture, wherever things are in it; 0: none
+    glance_width: int = (
+        0  # numbers that are known from a glance at the whole picture, wherever things are in it; 0: none
+    )
     naming_tokens: int = 0  # the last visual tokens, which say what the tower's own ImageNet classifier would
     image_token_id: int = 49152  # one past the vocabulary: it has no embedding and is never generated
     tie_word_embeddings: bool = True
