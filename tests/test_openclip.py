@@ -12,9 +12,10 @@ import zipfile
 import open_clip
 import pytest
 import torch
+from hubmirror import HubMirror
 from PIL import Image
 
-from mmlora.adapters.lora import AdapterError
+from mmlora.adapters.lora import AdapterError, detach
 from mmlora.openclip import adapters, drawings, scores, train
 from mmlora.openclip.assemble import Clip, ClipError, assembled, load, save
 from mmlora.paths import PACKAGE
@@ -42,6 +43,12 @@ def features(clip, pixels):
         return clip.model.encode_image(pixels, normalize=True), clip.model.encode_text(
             clip.tokenizer(WORDS), normalize=True
         )
+
+
+def at_hub(url, home, program):
+    """A program of its own whose hub is at `url`."""
+    env = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
+    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=PACKAGE.parent)
 
 
 def write_features(folder, config):
@@ -86,6 +93,40 @@ def test_saved_and_loaded_in_a_fresh_process_the_features_are_equal(tiny, tmp_pa
     assert fresh_process(write_features, tmp_path, TINY) == 0
     again = torch.load(tmp_path / "features.pt", weights_only=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(again, features(merged, pixels)))
+
+
+def write_adapted_features(folder, config):
+    """In a fresh process: what the base and the adapter in the folder make of the saved pictures and of `WORDS`."""
+    path = folder / "tiny-vit.json"
+    path.write_text(json.dumps(config))
+    open_clip.add_model_config(path)
+    clip = adapters.load(folder / "adapter")
+    torch.save(features(clip, torch.load(folder / "pixels.pt", weights_only=True)), folder / "features.pt")
+
+
+def test_an_adapter_alone_is_saved_and_loaded_in_a_fresh_process_and_knows_its_base(tiny, tmp_path, fresh_process):
+    from safetensors.torch import save_file
+
+    base = tmp_path / "base.safetensors"
+    save_file(tiny.model.state_dict(), base)
+    pixels, before = torch.rand(4, 3, 32, 32), {n: p.clone() for n, p in tiny.model.state_dict().items()}
+    adapted = adapters.attach(tiny.model, rank=2)
+    train.tune(tiny._replace(model=adapted), pixels, torch.arange(4), tiny.tokenizer(WORDS), steps=2)
+    adapters.save(adapted, tmp_path / "adapter", "tiny-vit", str(base))
+    torch.save(pixels, tmp_path / "pixels.pt")
+    assert {file.suffix for file in (tmp_path / "adapter").iterdir()} == {".json", ".safetensors"}
+    assert fresh_process(write_adapted_features, tmp_path, TINY) == 0
+    again, trained = torch.load(tmp_path / "features.pt", weights_only=True), features(tiny, pixels)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(again, trained))
+    detach(adapted)
+    assert before.keys() == tiny.model.state_dict().keys(), "off without a trace, the inner of attention's two as well"
+    assert all(torch.allclose(p, before[n], atol=1e-6) for n, p in tiny.model.state_dict().items())
+    assert not torch.allclose(features(tiny, pixels)[0], trained[0], atol=1e-4)
+    save_file({name: 2 * tensor for name, tensor in before.items()}, base)
+    with pytest.raises(AdapterError, match="was trained on other weights"):
+        adapters.load(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="has no adapter_config.json"):
+        adapters.load(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["vision", "text"])
@@ -141,6 +182,52 @@ def test_bad_drawings_are_named(tmp_path):
     assert drawings.readable(data.getvalue(), "x").mode == "RGB"
 
 
+def colours(path, column="image"):
+    """A parquet file of a data set for image classification: three pictures of two classes."""
+    import datasets
+
+    kinds = {column: datasets.Image(), "label": datasets.ClassLabel(names=["red_thing", "blue"])}
+    rows = {column: [Image.new("RGBA", (32, 32), colour) for colour in ("red", "blue", "red")], "label": [0, 1, 0]}
+    datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(path)
+    return path.read_bytes()
+
+
+FROM_HUB = """
+import sys
+from mmlora.openclip.drawings import DrawingError, from_hub
+found = from_hub("acme/colours", "train", 2)
+print([(d.name, d.hand, d.image.mode, d.image.getpixel((0, 0))) for d in found], len(from_hub("acme/colours")))
+for data, split in (("acme/colours", "exam"), ("acme/texts", "train"), ("acme/nothing", "train")):
+    try:
+        from_hub(data, split)
+    except DrawingError as error:
+        print("DrawingError", error)
+"""
+
+
+def test_a_hubs_data_set_gives_pictures_with_their_classes_names(tmp_path):
+    import datasets
+
+    texts = tmp_path / "texts.parquet"
+    datasets.Dataset.from_dict({"text": ["a"], "page": [1]}).to_parquet(texts)
+    with HubMirror() as hub:
+        hub.dataset("acme/colours", {"data/train-00000-of-00001.parquet": colours(tmp_path / "colours.parquet")})
+        hub.dataset("acme/texts", {"data/train-00000-of-00001.parquet": texts.read_bytes()})
+        done = at_hub(hub.url, tmp_path, FROM_HUB)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, *errors = done.stdout.splitlines()
+    first = "('red thing', 'acme/colours', 'RGB', (255, 0, 0))"
+    assert found == f"[{first}, ('blue', 'acme/colours', 'RGB', (0, 0, 255))] 3"
+    assert [error.startswith("DrawingError") for error in errors] == [True] * 3
+    assert "acme/colours" in errors[0] and "train" in errors[0]
+    assert "a column of pictures and one of classes, and has text, page" in errors[1]
+    assert "acme/nothing cannot be had" in errors[2]
+    alone = at_hub(
+        "http://127.0.0.1:9", tmp_path / "empty", "from mmlora.openclip.drawings import from_hub as f; f('a/b')"
+    )
+    assert "DrawingError: a/b cannot be had from http://127.0.0.1:9; check its name and the network" in alone.stderr
+
+
 # -- scores --------------------------------------------------------------------------------------------------------------
 
 
@@ -170,21 +257,17 @@ def test_pairs_of_one_name_are_no_rivals():
 
 
 def test_from_a_hub_the_same_line_loads_it(tiny, tmp_path):
-    from hubmirror import HubMirror
     from safetensors.torch import save as as_bytes
 
     config = json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}).encode()
     files = {"open_clip_config.json": config, "open_clip_model.safetensors": as_bytes(dict(tiny.model.state_dict()))}
     program = (
-        "import torch; from mmlora.openclip.assemble import load; clip = load('hf-hub:acme/tiny-clip'); "
+        "from mmlora.openclip.assemble import load; clip = load('hf-hub:acme/tiny-clip'); "
         "print(clip.model.encode_text(clip.tokenizer(['a dog']), normalize=True)[0, :4].tolist())"
     )
     with HubMirror() as hub:
         hub.model("acme/tiny-clip", files)
-        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=PACKAGE.parent
-        )
+        done = at_hub(hub.url, tmp_path, program)
     assert done.returncode == 0, done.stderr[-2000:]
     with torch.no_grad():
         ours = tiny.model.encode_text(tiny.tokenizer(["a dog"]), normalize=True)[0, :4]

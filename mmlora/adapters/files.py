@@ -21,7 +21,7 @@ from mmlora.adapters.card import card
 from mmlora.adapters.lora import BESIDE, AdapterError, refuse_wrapped, wrapped
 from mmlora.guests import UNKNOWN_LICENCE
 from mmlora.models import connector
-from mmlora.models.base import base_of, stored_as
+from mmlora.models.base import Base, base_of, stored_as
 from mmlora.models.resolution import set_side
 from mmlora.models.vlm import VLM, base_model, load_base
 
@@ -43,8 +43,19 @@ def save_adapter(
     trained, chat template and picture side included. `data_licence` is the hub's name for the licence of the training
     data; the card's follows from it and from the base's.
     """
-    folder, beside = Path(folder), _ready(_beside(model))
+    beside = _ready(_beside(model))
     base = base_of(model, beside)
+    folder = write(model, base, folder, beside)
+    connector.keep(base_model(model), folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    (folder / "README.md").write_text(card(model, base, facts, data_licence, sorted(beside)), encoding="utf-8")
+    return folder
+
+
+def write(model: PeftModel, base: Base, folder: str | Path, beside: Mapping[str, torch.Tensor] | None = None) -> Path:
+    """Write the adapter on `base`, its configuration, and the tensors trained `beside` it; returns the folder."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     marks = {
         "format": "pt",
@@ -63,11 +74,7 @@ def save_adapter(
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / TRAINED).unlink(missing_ok=True)
     if beside:
-        save_file(beside, folder / TRAINED, metadata=marks)
-    connector.keep(model, folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
-    (folder / "README.md").write_text(card(model, base, facts, data_licence, sorted(beside)), encoding="utf-8")
+        save_file(dict(beside), folder / TRAINED, metadata=marks)
     return folder
 
 
@@ -75,11 +82,12 @@ def _beside(model: PeftModel) -> dict[str, torch.Tensor]:
     """What trains beside the adapter, or was loaded with it."""
     base = base_model(model)
     kept = {id(parameter) for parameter, _ in getattr(base, BESIDE, ())}
-    return {n: p for n, p in base.named_parameters() if ".lora_" not in n and (p.requires_grad or id(p) in kept)}
+    named = ((n.replace(".base_layer.", "."), p) for n, p in base.named_parameters() if ".lora_" not in n)
+    return {n: p for n, p in named if p.requires_grad or id(p) in kept}
 
 
 def _ready(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.replace(".base_layer.", "."): t.detach().cpu().contiguous() for name, t in tensors.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def load_vlm(

@@ -66,7 +66,7 @@ def attach(
 def detach(model: nn.Module) -> PreTrainedModel:
     """The base under an adapter, taken off without a trace, so that another can be attached; a bare model as it is."""
     base = base_model(model)
-    for name, module in list(base.named_modules()):
+    for name, module in reversed(list(base.named_modules())):  # the inner of two adapters first: attention holds two
         if isinstance(module, BaseTunerLayer):
             parent, _, last = name.rpartition(".")
             setattr(base.get_submodule(parent), last, module.get_base_layer())

@@ -73,7 +73,8 @@ def base_of(model: nn.Module, beside: Container[str] = ()) -> Base:
 def stored_as(model: nn.Module) -> str:
     """What frozen weights are held in here: "float32", "bfloat16", "float16" or "nf4"."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "nf4" if getattr(inner, "is_loaded_in_4bit", False) else str(inner.dtype).removeprefix("torch.")
+    held = next(p.dtype for p in inner.parameters() if p.is_floating_point())
+    return "nf4" if getattr(inner, "is_loaded_in_4bit", False) else str(held).removeprefix("torch.")
 
 
 def _values_hash(model: nn.Module, beside: Container[str]) -> str:

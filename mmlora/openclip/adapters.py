@@ -7,16 +7,22 @@ for the time of a call, so it is named here by its own name; every other layer i
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
 
-from mmlora.adapters.lora import is_product, refuse_wrapped, wrapped
-from mmlora.openclip.assemble import ClipError
+from mmlora.adapters import files
+from mmlora.adapters.lora import AdapterError, is_product, refuse_wrapped, wrapped
+from mmlora.models.base import base_of
+from mmlora.openclip import assemble
+from mmlora.openclip.assemble import Clip, ClipError
 
 Part = Literal["vision", "text"]
 PARTS: tuple[Part, ...] = ("vision", "text")
@@ -41,6 +47,26 @@ def attach(
         torch.manual_seed(seed)
         # anchored: a list is matched by names' ends, and a plain CLIP's text names end the picture tower's
         return wrapped(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="|".join(map(re.escape, names))))
+
+
+def save(model: PeftModel, folder: str | Path, name: str, pretrained: str | None = None) -> Path:
+    """Write the adapter as peft's own two files; `name` and `pretrained` are what `assemble.load` finds its base by."""
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return files.write(model, replace(base_of(model), name=name, revision=pretrained), folder)
+
+
+def load(folder: str | Path) -> Clip:
+    """The base that an adapter of `save` was trained on, with the adapter on it, frozen.
+
+    Raises `ClipError` where open_clip does not find the base, and `AdapterError` where the folder holds no adapter or
+    where the base's weights are no longer those it was trained on.
+    """
+    config = Path(folder) / files.CONFIG
+    if not config.is_file():
+        raise AdapterError(f"{folder} has no {files.CONFIG}; give a folder that openclip.adapters.save wrote")
+    said = json.loads(config.read_text(encoding="utf-8"))
+    clip = assemble.load(said["base_model_name_or_path"], said["revision"])
+    return clip._replace(model=files.load_adapter(clip.model, folder))
 
 
 def part_of(name: str) -> Part:

@@ -1,4 +1,4 @@
-"""Pictures with names: the same things drawn by several hands, in data/drawings/."""
+"""Pictures with names: the same things drawn by several hands, in data/drawings/, and what a hub's data set holds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import ClassLabel, load_dataset
+from datasets import Image as ImageColumn
+from datasets.exceptions import DatasetsError
+from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 
 from mmlora.errors import MMLoraError
@@ -46,6 +51,29 @@ def drawings(hand: str, folder: Path = FOLDER) -> list[Drawing]:
         names = sorted(name for name in archive.namelist() if name.endswith(".webp"))
         found = [Drawing(Path(name).stem, hand, readable(archive.read(name), f"{file}: {name}")) for name in names]
     return unique(found)
+
+
+def from_hub(data: str, split: str = "train", limit: int | None = None) -> list[Drawing]:
+    """The first `limit` pictures of a hub's data set for image classification, each with its class's name.
+
+    What holds pictures and what holds classes is found by the columns' kinds. Raises `DrawingError` for a data set or a
+    split that is not there, without a network, and where there is no such column.
+    """
+    try:
+        found = load_dataset(data, split=split)
+    except ValueError as error:  # datasets names the splits that there are
+        raise DrawingError(f"{data} cannot be read: {' '.join(str(error).split())}") from error
+    except (OSError, DatasetsError, HTTPError) as error:
+        raise DrawingError(
+            f"{data} cannot be had from {constants.ENDPOINT}; check its name and the network, or take the drawings here"
+        ) from error
+    kinds = {kind: [n for n, f in found.features.items() if isinstance(f, kind)] for kind in (ImageColumn, ClassLabel)}
+    if not all(kinds.values()):
+        there = ", ".join(found.features)
+        raise DrawingError(f"{data} needs a column of pictures and one of classes, and has {there}; take another one")
+    (picture, *_), (label, *_) = kinds.values()
+    names, rows = found.features[label].names, found.select(range(min(limit or len(found), len(found))))
+    return [Drawing(names[row[label]].replace("_", " "), data, rgb(row[picture])) for row in rows]
 
 
 def licence(hand: str, folder: Path = FOLDER) -> dict[str, str]:

@@ -52,6 +52,22 @@ def among(pictures: torch.Tensor, names: torch.Tensor, count: int = 20) -> Share
     return Share(sum(s.correct for s in shares), sum(s.n for s in shares))
 
 
+def spread(right: torch.Tensor, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval, in percent, for the mean of `right` (runs, pictures): a bootstrap over runs and pictures at once.
+
+    Runs share their pictures, so that neither alone says how far luck carries. For a difference give the two subtracted.
+    """
+    runs, pictures = right.shape
+    lot = torch.Generator().manual_seed(seed)
+    some = (
+        torch.randint(runs, (draws, runs, 1), generator=lot),
+        torch.randint(pictures, (draws, 1, pictures), generator=lot),
+    )
+    means = 100 * right.float()[some].mean((1, 2))
+    low, high = means.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return round(low, 2), round(high, 2)
+
+
 @dataclass(frozen=True)
 class Retrieval:
     """Picture i belongs to text i: how often the right one is first, or among the first five."""
