@@ -228,6 +228,45 @@ def test_a_hubs_data_set_gives_pictures_with_their_classes_names(tmp_path):
     assert "DrawingError: a/b cannot be had from http://127.0.0.1:9; check its name and the network" in alone.stderr
 
 
+LESSON = """
+import nbformat
+from mmlora.paths import NOTEBOOKS
+cells = nbformat.read(NOTEBOOKS / "09_open_clip.ipynb", as_version=4).cells
+names = {}
+for cell in cells:
+    if cell.cell_type == "code":
+        exec(cell.source, names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= SMALL
+print("LEARNED", names["fresh"], names["silent"], names["KINDS"])
+print("MIXED", sorted(names["mix"]), "ANSWERED", len(names["problems"]), names["yardstick"].n)
+"""
+
+
+def test_the_lessons_cells_run_with_a_hubs_vit_photos_and_scienceqa(tiny, tmp_path):
+    from safetensors.torch import save as as_bytes
+
+    from mmlora.problems import parquet
+
+    picture = Image.new("RGB", (32, 32), "red")
+    questions = [Problem(str(i), "What is it?", ("a dog", "a red thing"), 1, picture if i else None) for i in range(4)]
+    parquet.write(tmp_path / "test.parquet", questions)
+    photos = colours(tmp_path / "colours.parquet", "img")
+    config = json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}).encode()
+    weights = as_bytes(dict(tiny.model.state_dict()))
+    small = {"MODEL": "hf-hub:acme/tiny-clip", "PHOTOS": "acme/colours", "QUESTIONS": "derek-thomas/ScienceQA", "HANDS": 1,
+             "NAMES": 60, "OUT": 40, "SHOTS": 1, "SEEDS": 2, "STEPS": 1}  # fmt: skip
+    with HubMirror() as hub:
+        hub.model("acme/tiny-clip", {"open_clip_config.json": config, "open_clip_model.safetensors": weights})
+        hub.dataset("acme/colours", {f"data/{split}-00000-of-00001.parquet": photos for split in ("train", "test")})
+        table = (tmp_path / "test.parquet").read_bytes()
+        hub.dataset("derek-thomas/ScienceQA", {"data/test-00000-of-00001.parquet": table})
+        done = at_hub(hub.url, tmp_path, f"SMALL = {small}\n{LESSON}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "LEARNED 0.0 [] ['blue', 'red thing']" in done.stdout
+    assert "MIXED [0.0, 0.25, 0.5, 0.75, 1.0] ANSWERED 3 3" in done.stdout
+
+
 # -- scores --------------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +278,30 @@ def test_scores_count_what_is_nearest():
     assert scores.among(pictures, names).n == 40 and scores.among(pictures, names).correct == 39
     found = scores.retrieval(pictures, names)
     assert (found.text_at_1.correct, found.image_at_1.n) == (39, 40) and found.text_at_5.correct >= 39
+
+
+def test_an_interval_counts_the_luck_of_draws_and_of_pictures():
+    lot = torch.Generator().manual_seed(0)
+    alike = (torch.rand(1, 400, generator=lot) < 0.5).float().repeat(3, 1)  # three runs that say the same
+    low, high = scores.interval(alike)
+    mean = 100 * alike.mean().item()
+    assert low < mean < high and high - low == pytest.approx(4 * 50 / 20, rel=0.15), (
+        "as wide as one run's pictures make it"
+    )
+    apart = torch.tensor([[0.0], [1.0]]).repeat(1, 400)  # two runs that say the opposite of each other
+    assert scores.interval(apart) == (0.0, 100.0)
+    assert scores.interval(alike - alike) == (0.0, 0.0)
+
+
+def test_both_ways_gives_a_picture_and_its_mirror_image_the_same(tiny):
+    from PIL import ImageOps
+
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.paste("blue", (0, 0, 8, 16))
+    found = scores.both_ways(tiny, [picture, ImageOps.mirror(picture)])
+    alone = scores.image_features(tiny, [picture, ImageOps.mirror(picture)])
+    assert torch.allclose(found[0], found[1], atol=1e-6) and not torch.allclose(alone[0], alone[1], atol=1e-4)
+    assert torch.allclose(found.norm(dim=1), torch.ones(2))
 
 
 def test_a_problem_without_a_picture_is_left_out(tiny):

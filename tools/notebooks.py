@@ -62,7 +62,10 @@ FIGURES = {
         **{key: {"accuracy": share.accuracy, "ci95": share.ci95, "n": share.n} for key, share in (
             ("known", known), ("unseen", new), ("shuffled_known", shuffled_known), ("shuffled_unseen", shuffled_new))},
         "prompts": prompts, "retrieval": {"before": asdict(before), "after": asdict(after)}, "adapter_start": fresh,
-        "silent": silent, "zero_shot": zero, "asked": len(asked), "few_shot": few, "interpolated": mix,
+        "silent": silent, "zero_shot": zero, "asked": len(asked), "interpolated": mix,
+        "few_shot": {way: {k: {"accuracy": bars[way][k][0], "ci95": bars[way][k][1:], "draws": [percent(d) for d in hit]}
+                           for k, hit in found.items()} for way, found in runs.items()},
+        "over_probe": {way: {"shots": some_shots, "points": gap, "ci95": ends} for way, (gap, *ends) in over_probe.items()},
         "minisqa": {"accuracy": yardstick.accuracy, "ci95": yardstick.ci95, "n": len(problems), "chance": chance},
     }""",
     "05_reading_the_results": """{"run": folder.name, "accuracy": trained.to_dict()}""",

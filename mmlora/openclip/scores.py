@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import ImageOps
 from tqdm.auto import tqdm
 
 from mmlora.evaluation.scores import Prediction, Share
@@ -23,6 +24,12 @@ def image_features(clip: Clip, images: Sequence, progress: bool = True) -> torch
     bars = tqdm(parts, unit="batch", disable=not progress, leave=False)
     found = [clip.model.encode_image(torch.stack([clip.preprocess(i) for i in part]), normalize=True) for part in bars]
     return torch.cat(found).clone()
+
+
+def both_ways(clip: Clip, images: Sequence) -> torch.Tensor:
+    """The mean of each picture's features and its mirror image's, of length one: a thing looks left or right by chance."""
+    found = sum(image_features(clip, seen) for seen in (images, [ImageOps.mirror(image) for image in images]))
+    return torch.nn.functional.normalize(found, dim=-1)
 
 
 @torch.inference_mode()
@@ -52,7 +59,7 @@ def among(pictures: torch.Tensor, names: torch.Tensor, count: int = 20) -> Share
     return Share(sum(s.correct for s in shares), sum(s.n for s in shares))
 
 
-def spread(right: torch.Tensor, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+def interval(right: torch.Tensor, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % interval, in percent, for the mean of `right` (runs, pictures): a bootstrap over runs and pictures at once.
 
     Runs share their pictures, so that neither alone says how far luck carries. For a difference give the two subtracted.

@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 as one image tower that open_clip finds by its timm name: several maps, pooled and joined.
 
-What tells a drawing apart is half texture and colour, which the early maps hold, and half thing, which the last one holds.
+What tells a drawing apart is half texture and colour, which the early maps hold, and half thing, which the last one holds;
+and where in the picture they are, which the means of its quarters keep.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ NAME = "efficientnet_lite0_maps"  # what a model configuration calls it
 
 
 class PooledMaps(nn.Module):
-    """Pictures (batch, 3, side, side) → (batch, num_features): means and maxima of three maps, and the last vector."""
+    """Pictures (batch, 3, side, side) → (batch, num_features): of three maps the mean, the maximum and the means of the
+    quarters, and the last vector, each of length one."""
 
     default_cfg: dict = {}  # open_clip asks it for a pool size
 
     def __init__(self, trunk: nn.Module, stages: tuple[int, ...] = (2, 4, 6)):
         super().__init__()
         self.trunk, self.stages = trunk, stages
-        self.num_features = trunk.num_features + 2 * sum(trunk.blocks[s][-1].conv_pwl.out_channels for s in stages)
+        self.num_features = trunk.num_features + 6 * sum(trunk.blocks[s][-1].conv_pwl.out_channels for s in stages)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """There is none: timm's own has been left out, and the pooling is this module's."""
@@ -35,7 +37,7 @@ class PooledMaps(nn.Module):
         for stage, block in enumerate(self.trunk.blocks):
             x = block(x)
             if stage in self.stages:
-                found += [x.mean((2, 3)), x.amax((2, 3))]
+                found += [x.mean((2, 3)), x.amax((2, 3)), nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)]
         last = self.trunk.bn2(self.trunk.conv_head(x)).mean((2, 3))
         return torch.cat([nn.functional.normalize(part, dim=-1) for part in (*found, last)], dim=-1)
 
