@@ -5,7 +5,8 @@
 
 `own`: as the run answered them, its pictures in place. `swapped`: the same adapter, each question with another problem's picture
 of the same skill. `reading`: no adapter and no reasoning, the choice whose words are read. `captions_as_text`: the same adapter
-without pictures, the true caption as context. `majority`: the best fixed guess, `best_guess`: that of each skill. `text_only`:
+without pictures, the true caption as context. `clip`: the choice whose words lie nearest to the picture in a CLIP that
+open_clip loads, by its name there or from a folder of `mmlora.openclip.assemble.save`; by default lesson 09's, joined here. `majority`: the best fixed guess, `best_guess`: that of each skill. `text_only`:
 another adapter, trained with the run's settings for the minutes that it took to align and train, on problems without their pictures.
 Only problems that have a picture, all of them; the text-only figure goes into the run's own metrics.json too.
 """
@@ -27,6 +28,9 @@ from mmlora.evaluation.controls import Answered, best_guess, controls, majority_
 from mmlora.evaluation.inference import reader
 from mmlora.evaluation.scores import Prediction, load_predictions, score
 from mmlora.experiment import Experiment
+from mmlora.openclip.assemble import NAME, load
+from mmlora.openclip.scores import choose
+from mmlora.openclip.train import joined
 from mmlora.paths import RESULTS
 from mmlora.problems.load import load_problems
 from mmlora.problems.record import Problem
@@ -38,7 +42,7 @@ EXAMPLES = 5  # answers of each control that the record keeps, to be read
 TRAINED = ("align", "train")  # the parts of a run's minutes that the text-only adapter gets
 
 
-def answered(folder: Path, run: Metrics, shown: list[Problem], train: list[Problem]) -> dict[str, Answered]:
+def answered(folder: Path, run: Metrics, shown: list[Problem], train: list[Problem], clip: str) -> dict[str, Answered]:
     """Every control of a finished run that needs no other training."""
     own = {said.id: said for said in load_predictions(folder / "predictions.jsonl")}
     vlm = load_vlm(folder / "adapter")
@@ -46,11 +50,13 @@ def answered(folder: Path, run: Metrics, shown: list[Problem], train: list[Probl
     def said(problems: Sequence[Problem]) -> list[Prediction]:
         return evaluate(vlm, problems, run.settings["method"], batch_size=64)
 
+    eyes = joined() if clip == NAME else load(clip)
     return {
         "own": Answered(shown, [own[problem.id] for problem in shown]),
         **controls(shown, said, reader(vlm)),
         "majority": Answered(shown, majority_class(shown, train)),
         "best_guess": Answered(shown, best_guess(shown, train)),
+        "clip": Answered(shown, choose(eyes, shown)),
     }
 
 
@@ -70,6 +76,7 @@ def text_only(run: Metrics, shown: list[Problem], train: list[Problem], minutes:
 def main(
     name: Annotated[str, typer.Argument(help="a run in results/ whose adapter is there")],
     text: Annotated[bool, typer.Option("--text-only", help="train the text-only adapter")] = False,
+    clip: Annotated[str, typer.Option(help="the yardstick's name")] = NAME,
 ):
     """Answer a recorded run's picture problems in lesser ways."""
     state, folder = machine.git_state(), RESULTS / name
@@ -81,7 +88,7 @@ def main(
     if text:
         ways = {"text_only": text_only(run, shown, train, sum(run.minutes.get(part, 0) for part in TRAINED))}
     else:
-        ways = answered(folder, run, shown, train)
+        ways = answered(folder, run, shown, train, clip)
     found = {way: score(problems, answers).to_dict() for way, (problems, answers) in ways.items()}
     examples = {
         way: [{"id": p.id, "question": p.question, "right": p.answer_text, "said": a.text} for p, a in zip(*pair)][
@@ -93,6 +100,7 @@ def main(
     kept = json.loads(target.read_text(encoding="utf-8")) if text and target.is_file() else {}
     record = {
         "run": name,
+        "clip": clip,
         **machine.circumstances(state),
         **kept,
         "controls": {**kept.get("controls", {}), **found},

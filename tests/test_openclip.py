@@ -16,7 +16,7 @@ from hubmirror import HubMirror
 from PIL import Image
 
 from mmlora.adapters.lora import AdapterError, detach
-from mmlora.openclip import adapters, drawings, scores, train
+from mmlora.openclip import adapters, drawings, scores, tower, train
 from mmlora.openclip.assemble import Clip, ClipError, assembled, load, save
 from mmlora.paths import PACKAGE
 from mmlora.problems.record import Problem
@@ -278,6 +278,19 @@ def test_scores_count_what_is_nearest():
     assert scores.among(pictures, names).n == 40 and scores.among(pictures, names).correct == 39
     found = scores.retrieval(pictures, names)
     assert (found.text_at_1.correct, found.image_at_1.n) == (39, 40) and found.text_at_5.correct >= 39
+
+
+def test_the_tower_gives_mean_maximum_and_quarters_of_each_map_in_this_order():
+    torch.manual_seed(0)
+    eye = tower.efficientnet_lite0_maps().eval()
+    with torch.no_grad():
+        found, at = eye(torch.rand(2, 3, 128, 128)), 0
+    assert found.shape == (2, eye.num_features)
+    for width in (40, 112, 320):  # which benchmarks/clip_heads.py relies on
+        mean, quarters = found[:, at : at + width], found[:, at + 2 * width : at + 6 * width].view(2, width, 4)
+        assert torch.cosine_similarity(quarters.mean(2), mean).min() > 0.9999
+        assert torch.cosine_similarity(quarters[..., 0], quarters[..., 3]).max() < 0.9999, "they say where things are"
+        at += 6 * width
 
 
 def test_an_interval_counts_the_luck_of_draws_and_of_pictures():
