@@ -5,9 +5,9 @@
 
 `own`: as the run answered them, its pictures in place. `swapped`: the same adapter, each question with another problem's picture
 of the same skill. `reading`: no adapter and no reasoning, the choice whose words are read. `captions_as_text`: the same adapter
-without pictures, the true caption as context. `clip`: the choice whose words lie nearest to the picture in a CLIP that
-open_clip loads, by its name there or from a folder of `mmlora.openclip.assemble.save`; by default lesson 09's, joined here. `majority`: the best fixed guess, `best_guess`: that of each skill. `text_only`:
-another adapter, trained with the run's settings for the minutes that it took to align and train, on problems without their pictures.
+without pictures, the true caption as context. `clip`: the choice whose words lie nearest to the picture in a CLIP that open_clip
+loads, by its name there or from a folder of `mmlora.openclip.assemble.save`; by default lesson 09's, joined here. `majority`: the
+best fixed guess, `best_guess`: that of each skill. `text_only`: another adapter, trained with the run's settings for the minutes that it took to align and train, on problems without their pictures.
 Only problems that have a picture, all of them; the text-only figure goes into the run's own metrics.json too.
 """
 
