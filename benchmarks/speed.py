@@ -7,7 +7,7 @@
 (a) transformers' Trainer with peft, all decoder layers; (b) TRL's SFTTrainer as it comes for a picture model, the loss on the
 completion only, and without its recomputation of activations, which is on by default and slower; (c) ours, nothing cached, all layers; (d) ours, pictures cached, all layers; (e) ours, upper half, cached up
 to there; (before) the same as e through the plain layers of transformers and peft. Every contender sees the same problems in the
-same batches, the same rank, seed and optimizer, and its whole loop is timed, data included. Writes results/speed/MODEL.json; what it
+same batches, the same rank, seed and optimizer, and its whole loop is timed, data included. Writes results/speed/MODEL.json, on a card MODEL-CARD.json; what it
 holds of other numbers stays, each with its own machine, versions and date.
 """
 
@@ -55,7 +55,7 @@ from mmlora.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Sizes:
-    problems: int = 64  # all with a picture; eight batches of eight, each seen once
+    problems: int = 1000 if torch.cuda.is_available() else 64  # all with a picture, each seen once; a card is soon done
     batch: int = 8
     warm: int = 2  # steps before the clock: the first ones prepare kernels
     epochs: int = 3  # that a cache is paid over
@@ -180,7 +180,7 @@ OVER = (("e", "before"), ("e", "a"), ("e", "b"), ("d", "a"), ("d", "b"), ("c", "
 
 def matrix_peak() -> float:
     """Floating-point operations a second of a large product, in the numbers of the run: the best of five."""
-    side, seconds = 2048, []
+    side, seconds = 8192 if torch.cuda.is_available() else 2048, []
     left, right = (torch.ones(side, side, dtype=DTYPES[precision()], device=device()) for _ in range(2))
     for _ in range(6):
         began = perf_counter()
@@ -280,7 +280,8 @@ def main(
         found = measure(contender, model, sizes, folder)
         print("\n" + json.dumps(found))
         return
-    target = RESULTS / "speed" / f"{model.replace('/', '--')}.json"
+    card = f"-{torch.cuda.get_device_name().replace(' ', '_')}" if torch.cuda.is_available() else ""
+    target = RESULTS / "speed" / f"{model.replace('/', '--')}{card}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {"model": model}
     state = metrics.git_state()

@@ -2,12 +2,13 @@
 
     python -m tools.align_world --pictures 64000
 
-Needs resvg-py and the npm index, where the icon sets come from. None of the pictures comes from MiniSQA's drawing code or from
-its icons. Writes `connector.safetensors` and `align.json`, the log and what is read of hands and names held out whole, to `out`.
+Needs resvg-py and the npm index, where the icon sets come from, and for its photographs scikit-learn and scikit-image. None of
+the pictures comes from MiniSQA's drawing code or from its icons. Writes `connector.safetensors` and `align.json`, the log and what is read of hands and names held out whole, to `out`.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 from collections import deque
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
 
@@ -32,6 +34,7 @@ from mmlora.reporting import machine
 from mmlora.smolbridge.align import ReadSettings, fitting, look, read, say, spell
 from mmlora.smolbridge.assemble import assembled, packed, unpacked
 from mmlora.smolbridge.connector import Connector
+from mmlora.smolbridge.words import words_read
 from tools.world.hands import HANDS, Thing, things
 from tools.world.scenes import Shown, World, scenes, thing
 
@@ -40,6 +43,15 @@ READING = ReadSettings(
     cell_dropout=0.6, dropout=0.35
 )  # searched on the hand that validates: less learns hands by heart
 BLOCK = 250  # pictures that a process draws at a time
+#: Photographs that packages ship, none of which was learned from: where they lie and which those are.
+PHOTOGRAPHS = {
+    "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
+    "skimage": (
+        "data",
+        ("astronaut.png", "camera.png", "cat.png", "chelsea.png", "coffee.png", "coins.png", "rocket.jpg"),
+    ),
+    "matplotlib": ("mpl-data/sample_data", ("grace_hopper.jpg",)),
+}
 UNSEEN = 60  # names that are kept out of learning: what is said of a thing that was never seen?
 
 
@@ -170,6 +182,7 @@ def align(
         looked = look(vlm, (picture.image for _, picture in shown), work / f"{hand}.f16", len(shown))
         record["held_out_hands"][hand] = ranked(connector, looked, [places[name] for name, _ in shown], names_spelled)
         print(hand, record["held_out_hands"][hand], flush=True)
+    record["photographs"] = photographs(vlm)
     record["never_seen"] = never_seen(vlm, hand_pictures(by_name, "twemoji", kept_out), work)
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "connector.safetensors")
@@ -204,6 +217,21 @@ def never_seen(vlm: VLM, shown: list[tuple[str, Shown]], work: Path) -> list[dic
     looked = look(vlm, (picture.image for _, picture in shown), work / "never-seen.f16", len(shown))
     said = connector.word_ids[say(connector, looked).argmax(-1)]
     return [{"is": name, "said": tokenizer.decode(row).strip()} for (name, _), row in zip(shown, said)]
+
+
+@torch.inference_mode()
+def photographs(vlm: VLM) -> list[dict[str, str]]:
+    """What the visual tokens say of each of `PHOTOGRAPHS`, and what the last of them, ImageNet's name, say."""
+    found = []
+    for package, (folder, files) in PHOTOGRAPHS.items():
+        for file in files:
+            path = Path(importlib.import_module(package).__file__).parent / folder / file
+            if path.is_file():
+                words = [word for word, _ in words_read(vlm, Image.open(path))]
+                said = vlm.model.model.connector.said
+                found.append({"file": f"{package}/{file}", "said": "".join(words[:said]).strip(),
+                              "imagenet": "".join(words[said:]).strip()})  # fmt: skip
+    return found
 
 
 if __name__ == "__main__":
