@@ -12,7 +12,7 @@ from mmlora import smolbridge
 from mmlora.paths import WEIGHTS
 
 CONNECTOR = WEIGHTS / "smolbridge-world" / "connector.safetensors"
-ENTRY = replace(smolbridge.ENTRY, name="smolbridge-world", parameters=150_000_000, visual_tokens=16)
+ENTRY = replace(smolbridge.ENTRY, name="smolbridge-world", parameters=150_000_000, visual_tokens=14)
 register, download = smolbridge.register, smolbridge.download
 
 
