@@ -40,8 +40,8 @@ class Budget:
 
     @property
     def align_minutes(self) -> float:
-        """Minutes in which a connector learns to read: an eighth, for what it misreads no adapter can mend."""
-        return self.minutes / 8
+        """Minutes in which a connector learns to read: a sixth, for what it misreads no adapter can mend."""
+        return self.minutes / 6
 
     @property
     def control_problems(self) -> int:

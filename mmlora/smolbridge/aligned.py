@@ -21,7 +21,7 @@ from mmlora.smolbridge.align import ReadSettings, fitting, look, read, spell
 from mmlora.smolbridge.assemble import packed, sizes, unpacked
 from mmlora.smolbridge.connector import Connector
 
-LOOKING = 0.75  # share of the minutes; reading takes the rest
+LOOKING = 0.6  # share of the minutes; reading takes the rest
 ENOUGH = 6000  # pictures, copies included, beyond which copies of few pictures teach nothing new
 FEWEST = 400  # steps of reading
 LONGEST = 32  # tokens of a caption that are read
@@ -51,7 +51,7 @@ def learn_to_read(
     connector = fitting(vlm.model, words, spelled.shape[1])
     _go_on(connector, base_model(vlm.model).model.connector)
     held = round(HELD_OUT * len(captioned))
-    log = read(connector, seen, spelled, ReadSettings(held_out=held, fewest_steps=FEWEST))
+    log = read(connector, seen, spelled, _reading(len(seen), held))
     (work / "seen.f16").unlink()
     record = {
         "pictures": len(texts),
@@ -95,6 +95,13 @@ def _altered(image: Image.Image, lot: random.Random) -> Image.Image:
         fillcolor=image.getpixel((0, 0)),
     )  # fmt: skip
     return ImageEnhance.Brightness(moved).enhance(lot.uniform(0.9, 1.1))
+
+
+def _reading(pictures: int, held_out: int) -> ReadSettings:
+    """How so many pictures are read: smaller batches of fewer ones, so that all take `FEWEST` steps in like epochs."""
+    usual = ReadSettings(held_out=held_out, fewest_steps=FEWEST)
+    batch = min(usual.batch_size, max(16, usual.epochs * (pictures - held_out) // FEWEST))
+    return replace(usual, batch_size=batch)
 
 
 @torch.no_grad()
