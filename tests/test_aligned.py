@@ -118,6 +118,15 @@ def test_a_connector_that_writes_words_at_once_learns_too(tmp_path, monkeypatch)
     assert vlm.model.config.visual_tokens == record["visual_tokens"] and not vlm.model.config.glance_width
 
 
+def test_a_model_in_half_precision_as_on_a_card_learns_too(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(aligned, "ENOUGH", len(PAIRS))
+    vlm = load_base(folder)
+    vlm.model.to(torch.bfloat16)
+    vlm = adopt(vlm, aligned.learn_to_read(vlm, PAIRS, (), 1, tmp_path)[0])
+    assert vlm.model.model.connector.read.weight.dtype == torch.bfloat16
+    assert sum(said(vlm, picture) == text for picture, text in PAIRS) > 40
+
+
 def test_captions_are_columns_or_first_sentences_and_what_has_none_is_left_out():
     picture = Image.new("RGB", (8, 8))
     problems = [

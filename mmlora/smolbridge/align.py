@@ -61,7 +61,8 @@ def look(vlm: VLM, pictures: Iterable, file: Path, count: int | None = None, fre
         settle(connector, first)
     with open(aside, "wb") as kept:
         for cells, glance in chain(first, coming):
-            kept.write(connector.seen(cells.float(), glance).half().numpy().tobytes())
+            cells, glance = (part if part is None else part.to(connector.describe.weight) for part in (cells, glance))
+            kept.write(connector.seen(cells, glance).half().cpu().numpy().tobytes())
     aside.replace(file)
     return np.memmap(file, np.float16, "r").reshape(-1, connector.seen_size)
 
@@ -75,7 +76,7 @@ def _parts(pictures: Iterable, size: int = 16) -> Iterator[list]:
 def _view(vlm: VLM, pictures: list) -> View:
     """Cells, in half precision to keep many, and the glance."""
     pixels = vlm.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    cells, glance, _ = vlm.model.model.get_image_view(pixels)
+    cells, glance, _ = vlm.model.model.get_image_view(pixels.to(vlm.model.device, vlm.model.dtype))
     return cells.half(), glance
 
 

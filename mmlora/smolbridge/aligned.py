@@ -100,7 +100,7 @@ def _altered(image: Image.Image, lot: random.Random) -> Image.Image:
 def _reading(pictures: int, held_out: int) -> ReadSettings:
     """How so many pictures are read: smaller batches of fewer ones, so that all take `FEWEST` steps in like epochs."""
     usual = ReadSettings(held_out=held_out, fewest_steps=FEWEST)
-    batch = min(usual.batch_size, max(16, usual.epochs * (pictures - held_out) // FEWEST))
+    batch = min(usual.batch_size, max(128, usual.epochs * (pictures - held_out) // FEWEST))
     return replace(usual, batch_size=batch)
 
 
