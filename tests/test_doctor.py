@@ -27,8 +27,9 @@ def offline(monkeypatch, tmp_path):
 @pytest.fixture
 def connector(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
-    (tmp_path / "smolbridge").mkdir()
-    (tmp_path / "smolbridge" / "connector.safetensors").touch()
+    for name in ("smolbridge", "smolbridge-world"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "connector.safetensors").touch()
 
 
 def by_name(findings):

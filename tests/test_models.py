@@ -222,7 +222,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(home, stick, downloaded):
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(
         UnknownModel,
-        match=r"no model is called 'smolbrigde' \(did you mean 'smolbridge'\?\); give",
+        match=r"no model is called 'smolbrigde' \(did you mean 'smolbridge' or 'smolbridge-world'\?\); give",
     ):
         load_base("smolbrigde")
     with pytest.raises(

@@ -52,7 +52,7 @@ def test_four_bits_are_offered_to_large_models_only(folder):
 
 
 def test_minutes_come_from_a_record_of_this_machine_only(tmp_path, monkeypatch):
-    record = Metrics.load(RESULTS / "one_hour_smolbridge.json").__dict__
+    record = {**Metrics.load(RESULTS / "one_hour_smolbridge.json").__dict__, "model": "smolbridge"}
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     (tmp_path / "other.json").write_text(json.dumps({"another": "kind of record"}))
     elsewhere = {**record, "machine": {**machine(), "cpu": "another", "gpu": None}, "samples_per_second": 99.0}

@@ -31,11 +31,12 @@ def readme_tables(results: str | Path = RESULTS) -> dict[str, str]:
                 percent(m.accuracy["IMG"]),
                 interval(m.base),
                 interval(m.majority),
+                interval(m.controls["swapped"]) if "swapped" in m.controls else "–",
                 interval(m.blank_image),
             ]
             rows.append([f"[{Path(name).stem}](results/{name})", m.model, f"{m.data}, {m.n_test} problems", *figures])
         else:
-            rows.append([Path(name).stem, *EXPECTED[name], *[UNMEASURED] * 6])
+            rows.append([Path(name).stem, *EXPECTED[name], *[UNMEASURED] * 7])
     header = [
         "run",
         "model",
@@ -45,6 +46,7 @@ def readme_tables(results: str | Path = RESULTS) -> dict[str, str]:
         "with image",
         "base model",
         "best fixed guess",
+        "another's picture",
         "grey picture",
     ]
     runs = _longest(list(found.values()))
