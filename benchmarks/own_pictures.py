@@ -1,7 +1,7 @@
 """How well does a run learn pictures that its base never saw? Three sets, written as anybody's own folder with a spreadsheet.
 
     python benchmarks/own_pictures.py digits                # scikit-learn's handwritten digits, real ones: ten choices
-    python benchmarks/own_pictures.py signs                 # road signs, drawn here by code that nothing else uses: four choices
+    python benchmarks/own_pictures.py signs                 # road signs, drawn by code that nothing else uses: four choices
     python benchmarks/own_pictures.py stamps --source /usr/share/tuxpaint/stamps    # Tux Paint's, photographs among them: four kinds
 
 A thousand problems to train on, 200 to answer, all with a caption. The same again where text is all there is, for as many minutes as
@@ -20,21 +20,19 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from mmlora import Experiment, Settings
 from mmlora.evaluation.answering import evaluate
 from mmlora.evaluation.controls import unpictured
 from mmlora.evaluation.scores import score
+from mmlora.lessons import signs
 from mmlora.paths import RESULTS
 from mmlora.reporting import machine
 
 SIDE = 256  # pixels
 TRAIN, TEST = 1000, 200
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-COLOURS = {"red": "#c1121f", "blue": "#0353a4", "yellow": "#f9c80e", "green": "#2b9348"}
-SHAPES = {"round": 0, "triangular": 3, "square": 4, "octagonal": 8}
-MARKS = ("an arrow to the left", "an arrow to the right", "a cross", "a bar")
 
 
 @dataclass(frozen=True)
@@ -60,38 +58,13 @@ def digits(lot: random.Random, source: Path | None) -> Iterator[Row]:
                   NUMBERS, name)  # fmt: skip
 
 
-def signs(lot: random.Random, source: Path | None) -> Iterator[Row]:
-    """A sign in a colour and of a shape, with a mark on it, somewhere before a sky."""
-    asked = (("What colour is this sign?", tuple(COLOURS)), ("Which shape has this sign?", tuple(SHAPES)),
-             ("What is drawn on this sign?", MARKS))  # fmt: skip
+def road_signs(lot: random.Random, source: Path | None) -> Iterator[Row]:
+    """Lesson 08's: a sign in a colour and of a shape, with a mark on it, somewhere before a sky."""
+    kinds = [tuple(each) for each in (signs.COLOURS, signs.SHAPES, signs.MARKS)]
     for number in range(TRAIN + TEST):
-        said = (lot.choice(tuple(COLOURS)), lot.choice(tuple(SHAPES)), lot.choice(MARKS))
-        question, choices = asked[number % 3]
-        yield Row(_sign(lot, *said), f"a {said[0]} {said[1]} sign with {said[2]}", question, choices, said[number % 3])
-
-
-def _sign(lot: random.Random, colour: str, shape: str, mark: str) -> Image.Image:
-    sky = tuple(lot.randint(150, 240) for _ in range(3))
-    image = Image.new("RGB", (SIDE, SIDE), sky)
-    pen, radius = ImageDraw.Draw(image), lot.uniform(55, 95)
-    x, y = (lot.uniform(radius + 5, SIDE - radius - 5) for _ in range(2))
-    pen.rectangle((x - 5, y, x + 5, SIDE), fill="#6c757d")
-    style = {"fill": COLOURS[colour], "outline": "white", "width": 4}
-    if SHAPES[shape]:
-        pen.regular_polygon((x, y, radius), SHAPES[shape], rotation=lot.uniform(-8, 8), **style)
-    else:
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), **style)
-    long, thick = radius * 0.35, max(5, round(radius * 0.1))
-    lines = {
-        "a bar": [((-long, 0), (long, 0))],
-        "a cross": [((-long, -long), (long, long)), ((-long, long), (long, -long))],
-        "an arrow to the left": [((-long, 0), (long, 0)), ((-long, 0), (0, -long / 1.5)), ((-long, 0), (0, long / 1.5))],
-        "an arrow to the right": [((-long, 0), (long, 0)), ((long, 0), (0, -long / 1.5)), ((long, 0), (0, long / 1.5))],
-    }[mark]  # fmt: skip
-    ink = "black" if colour == "yellow" else "white"
-    for (ax, ay), (bx, by) in lines:
-        pen.line((x + ax, y + ay, x + bx, y + by), fill=ink, width=thick)
-    return image
+        said, asked = [lot.choice(each) for each in kinds], number % 3
+        caption = f"a {said[0]} {said[1]} sign with {said[2]}"
+        yield Row(signs.sign(lot, *said), caption, signs.QUESTIONS[asked], kinds[asked], said[asked])
 
 
 def stamps(lot: random.Random, source: Path | None) -> Iterator[Row]:
@@ -116,7 +89,7 @@ def stamps(lot: random.Random, source: Path | None) -> Iterator[Row]:
 
 SETS: dict[str, Callable[[random.Random, Path | None], Iterator[Row]]] = {
     "digits": digits,
-    "signs": signs,
+    "signs": road_signs,
     "stamps": stamps,
 }
 

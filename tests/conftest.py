@@ -23,6 +23,7 @@ SMALL = {
     "02_inside_a_vlm": {"STEPS": 1, "BATCH": 2, "TEST": 6},
     "03_scienceqa": {"READ": 120, "HELD_OUT": 40, "CONTROLS": 1, "TRAIN": 8, "TEST": 2, "STEPS": 1},
     "05_reading_the_results": {"MAPS": 1, "GRID": 4},
+    "08_your_own_pictures": {"MINUTES": 0.1, "TRAIN": 24, "TEST": 9},
     "09_open_clip": {
         "HANDS": 1,
         "NAMES": 120,

@@ -57,6 +57,7 @@ FIGURES = {
         "blind": score(held_out, blind["blind reader"]).columns["IMG"].accuracy, "chance": chance["IMG"], "masks": table,
     }""",
     "04_one_hour_run": "asdict(metrics)",
+    "08_your_own_pictures": "asdict(metrics)",
     "09_open_clip": """{
         "names": len(names), "pictures": len(lessons), "training_minutes": minutes,
         **{key: {"accuracy": share.accuracy, "ci95": share.ci95, "n": share.n} for key, share in (
