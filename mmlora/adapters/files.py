@@ -103,11 +103,11 @@ def load_vlm(
         return load_base(name, side=side, revision=revision, four_bit=four_bit)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     vlm = load_base(config["base_model_name_or_path"], revision=config.get("revision"), four_bit=four_bit)
+    vlm = connector.kept(vlm, folder)
     kept = (folder / "tokenizer_config.json").is_file()
     processor = type(vlm.processor).from_pretrained(folder) if kept else vlm.processor
     if side is not None:
         set_side(processor, side)
-    vlm = connector.kept(vlm, folder)
     return VLM(str(name), load_adapter(vlm.model, folder), processor)
 
 
