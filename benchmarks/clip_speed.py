@@ -3,7 +3,8 @@
     python benchmarks/clip_speed.py     # on the card where there is one, else on the processor; writes results/openclip/speed-….json
 
 One step is CLIP's loss of a batch of pairs through both towers. LoRA in one tower, in both, and full tuning in turns, in the
-precision that mmlora picks for the machine. A tower without trainable numbers keeps nothing for the way back.
+precision that mmlora picks for the machine. A tower without trainable numbers keeps nothing for the way back. On a processor the
+memory is the most that the process ever held, so only a card tells the ways apart.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """How well does a run learn pictures that its base never saw? Three sets, written as anybody's own folder with a spreadsheet.
 
     python benchmarks/own_pictures.py digits                # scikit-learn's handwritten digits, real ones: ten choices
-    python benchmarks/own_pictures.py signs                 # road signs, drawn by code that nothing else uses: four choices
+    python benchmarks/own_pictures.py signs                 # lesson 08's road signs: four choices
     python benchmarks/own_pictures.py stamps --source /usr/share/tuxpaint/stamps    # Tux Paint's, photographs among them: four kinds
 
-A thousand problems to train on, 200 to answer, all with a caption. The same again where text is all there is, for as many minutes as
+Up to a thousand problems to train on, 200 to answer, all with a caption, which holds the answer: seeing is what is measured. The same again where text is all there is, for as many minutes as
 the run aligned and trained. Writes results/own/SET.json. Digits need scikit-learn, stamps Debian's tuxpaint-stamps-default.
 """
 

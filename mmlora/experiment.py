@@ -24,9 +24,9 @@ from mmlora.evaluation.inference import reader
 from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.scores import Method, Prediction, score
 from mmlora.models import processes
-from mmlora.models.connector import aligned, own_way
+from mmlora.models.connector import ALIGNED, aligned, own_way
 from mmlora.models.precision import choose, products
-from mmlora.models.vlm import decoder_layers
+from mmlora.models.vlm import base_model, decoder_layers
 from mmlora.problems.captions import captioned, further_captioned
 from mmlora.problems.load import licence, load_problems
 from mmlora.problems.record import Problem
@@ -97,8 +97,8 @@ class Experiment:
 
     def baselines(self) -> None:
         """What the figure will be compared with: `base`, the model before training, and `majority`, the best fixed guess."""
-        if self.log is not None:
-            return print("the baselines were taken before training and stand")
+        if self.log is not None or (hasattr(self, "base") and hasattr(base_model(self.vlm.model), ALIGNED)):
+            return print("the baselines were taken before anything was learned and stand")
         with self.budget.watch("score"):
             self.base = score(self.test, evaluate(self.vlm, self.test, BASE_METHOD))
         self.majority = score(self.test, majority_class(self.test, self.train))

@@ -49,11 +49,15 @@ class Settings:
         "error", "What", "Read problems whose picture is missing as text, or stop."
     )
 
-    minutes: float = _setting(60, "How long", "Wall-clock budget for everything: data, cache, training, scoring.")
+    minutes: float = _setting(
+        60, "How long", "Wall-clock budget for everything: data, alignment, cache, training, scoring."
+    )
     train_minutes: float | None = _setting(
         None, "How long", "Minutes of training alone, to compare rivals at equal time."
     )
-    steps: int | None = _setting(None, "How long", "Optimizer steps instead, for a training that must repeat exactly.")
+    steps: int | None = _setting(
+        None, "How long", "Optimizer steps instead; with align_minutes 0 the training repeats exactly."
+    )
     train_problems: int | None = _setting(
         None, "How long", "Problems to train on; none is as many as the minutes allow."
     )

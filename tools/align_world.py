@@ -1,6 +1,6 @@
 """Make SmolBridge's connector that sees the world: align it on things by several hands, scenes, words, numbers, plots.
 
-    python -m tools.align_world --pictures 64000
+    python -m tools.align_world --pictures 48000
 
 Needs resvg-py and the npm index, where the icon sets come from, and for its photographs scikit-learn and scikit-image. None of
 the pictures comes from MiniSQA's drawing code or from its icons. Writes `connector.safetensors` and `align.json`, the log and what is read of hands and names held out whole, to `out`.
@@ -140,7 +140,7 @@ def hand_pictures(by_name: dict[str, list[Thing]], hand: str, names: list[str]) 
 
 
 def align(
-    pictures: Annotated[int, typer.Option(help="scenes to learn from, 20 to 60 a second")] = 40_000,
+    pictures: Annotated[int, typer.Option(help="scenes to learn from, 20 to 60 a second")] = 48_000,
     seed: Annotated[int, typer.Option(help="of the scenes")] = 1,
     out: Path = WEIGHTS / "smolbridge-world",
     work: Path = RUNS / "align-world",

@@ -23,7 +23,7 @@ ENTRY = Entry(
     parameters=152_000_000,
     size=None,
     visual_tokens=24,
-    advice="8 GB of memory, no GPU and no account: the recorded hour ran on two CPU cores.",
+    advice="8 GB of memory, no GPU and no account; its connector has learned MiniSQA's pictures, for quick looks.",
 )
 
 

@@ -2,8 +2,8 @@
 
 A caption says what a picture shows. Each visual token should say one of its words, the first token the first word, and
 the connector learns it by plain classification (AlignVLM's connector, arXiv 2502.01341, trained without the decoder, so
-that it sees a thousand pictures a second). No question and no answer is ever seen. `tools/align_smolbridge.py` made the
-shipped connector with it.
+that it sees a thousand pictures a second). No question is ever seen. `tools/align_smolbridge.py` and `tools/align_world.py` made
+the shipped connectors with it, and a run's first stage is made of it.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def learned(connector: Connector) -> list[nn.Module]:
 def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings: ReadSettings) -> list[dict]:
     """Train all after `describe` so that every visual token says its word; returns a record for each epoch.
 
-    `loss` and `held_out_loss` are nats a word, `words_right` the share of held-out words whose likeliest is right.
+    `loss` and `held_out_loss` are nats a word, `words_right` the share of held-out words whose likeliest is right, the
+    silence after a caption's end included; both are left out where nothing is held out.
     """
     held, rows = settings.held_out, len(seen)
     learning = nn.ModuleList(learned(connector)).requires_grad_(True)
@@ -148,17 +149,12 @@ def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings
             optimizer.step()
             losses.append(loss.item())
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
-        scores = say(connector, seen[:held])
-        held_out = nn.functional.cross_entropy(scores.flatten(0, 1), spelled[:held].flatten()).item()
-        right = (scores.argmax(-1) == spelled[:held]).float().mean().item()
-        records.append(
-            {
-                "epoch": epoch + 1,
-                "loss": round(float(np.mean(losses)), 4),
-                "held_out_loss": round(held_out, 4),
-                "words_right": round(right, 4),
-            }
-        )
+        records.append({"epoch": epoch + 1, "loss": round(float(np.mean(losses)), 4)})
+        if held:
+            scores = say(connector, seen[:held])
+            held_out = nn.functional.cross_entropy(scores.flatten(0, 1), spelled[:held].flatten()).item()
+            right = (scores.argmax(-1) == spelled[:held]).float().mean().item()
+            records[-1] |= {"held_out_loss": round(held_out, 4), "words_right": round(right, 4)}
         if epochs == settings.epochs or epoch + 1 == epochs:
             print(records[-1], flush=True)
     learning.requires_grad_(False)

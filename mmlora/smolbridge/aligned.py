@@ -21,7 +21,7 @@ from mmlora.smolbridge.align import ReadSettings, fitting, look, read, spell
 from mmlora.smolbridge.assemble import packed, sizes, unpacked
 from mmlora.smolbridge.connector import Connector
 
-LOOKING = 0.6  # share of the minutes; reading takes the rest
+LOOKING = 0.6  # share of the minutes; reading takes about the rest
 ENOUGH = 6000  # pictures, copies included, beyond which copies of few pictures teach nothing new
 FEWEST = 400  # steps of reading
 LONGEST = 32  # tokens of a caption that are read
@@ -37,9 +37,10 @@ def learn_to_read(
     are none. Words that no caption has cannot be said afterwards.
     """
     began, texts = perf_counter(), list[str]()
+    held = round(HELD_OUT * len(captioned))
 
     def pictures() -> Iterator[Image.Image]:
-        for image, text in chain(captioned, _more(captioned, further)):
+        for image, text in chain(captioned, _more(captioned[held:], further)):
             if len(texts) >= len(captioned) and perf_counter() - began > 60 * LOOKING * minutes:
                 return
             texts.append(text)
@@ -50,8 +51,8 @@ def learn_to_read(
     words, spelled = spell(vlm.processor.tokenizer, _bounded(vlm.processor.tokenizer, texts))
     connector = fitting(vlm.model, words, spelled.shape[1])
     _go_on(connector, base_model(vlm.model).model.connector)
-    held = round(HELD_OUT * len(captioned))
     log = read(connector, seen, spelled, _reading(len(seen), held))
+    del seen  # a file that is mapped cannot be removed everywhere
     (work / "seen.f16").unlink()
     record = {
         "pictures": len(texts),
@@ -89,7 +90,8 @@ def _more(captioned: Sequence[Captioned], further: Iterable[Captioned]) -> Itera
 def _altered(image: Image.Image, lot: random.Random) -> Image.Image:
     """A little larger or smaller, shifted, lighter or darker: what the picture shows stays the same."""
     width, height = image.size
-    scale, shift = lot.uniform(0.92, 1.08), (lot.uniform(-0.05, 0.05) * width, lot.uniform(-0.05, 0.05) * height)
+    scale = lot.uniform(0.92, 1.08)  # about the middle
+    shift = [side * ((1 - scale) / 2 + lot.uniform(-0.05, 0.05)) for side in (width, height)]
     moved = image.transform(
         image.size, Image.Transform.AFFINE, (scale, 0, shift[0], 0, scale, shift[1]), Image.Resampling.BILINEAR,
         fillcolor=image.getpixel((0, 0)),
@@ -98,7 +100,7 @@ def _altered(image: Image.Image, lot: random.Random) -> Image.Image:
 
 
 def _reading(pictures: int, held_out: int) -> ReadSettings:
-    """How so many pictures are read: smaller batches of fewer ones, so that all take `FEWEST` steps in like epochs."""
+    """How so many pictures are read: in smaller batches where there are few, for `FEWEST` steps at the least."""
     usual = ReadSettings(held_out=held_out, fewest_steps=FEWEST)
     batch = min(usual.batch_size, max(128, usual.epochs * (pictures - held_out) // FEWEST))
     return replace(usual, batch_size=batch)

@@ -12,7 +12,13 @@ from mmlora import smolbridge
 from mmlora.paths import WEIGHTS
 
 CONNECTOR = WEIGHTS / "smolbridge-world" / "connector.safetensors"
-ENTRY = replace(smolbridge.ENTRY, name="smolbridge-world", parameters=150_000_000, visual_tokens=14)
+ENTRY = replace(
+    smolbridge.ENTRY,
+    name="smolbridge-world",
+    parameters=150_000_000,
+    visual_tokens=14,
+    advice="8 GB of memory, no GPU and no account: the recorded hour ran on two CPU cores.",
+)
 register, download = smolbridge.register, smolbridge.download
 
 
