@@ -115,7 +115,7 @@ def reader(vlm: VLM) -> Callable[[Image.Image], str] | None:
     words_read = getattr(guest, "words_read", None)
     if words_read is None:
         return None
-    return lambda picture: "".join(word for word, _ in words_read(vlm, picture)).strip()
+    return lambda picture: " ".join("".join(word for word, _ in words_read(vlm, picture)).split())  # silence is no line
 
 
 def left_padded(vlm: VLM, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
