@@ -23,7 +23,8 @@ from mmlora.smolbridge.connector import Connector
 
 LOOKING = 0.6  # share of the minutes; reading takes about the rest
 ENOUGH = 6000  # pictures, copies included, beyond which copies of few pictures teach nothing new
-FEWEST = 400  # steps of reading
+FEWEST = 400  # steps of reading, and `A_MINUTE` at the most where there is less than a minute for all
+A_MINUTE = 600
 LONGEST = 32  # tokens of a caption that are read
 HELD_OUT = 0.05  # share of the first-hand pictures that only measure
 
@@ -51,7 +52,7 @@ def learn_to_read(
     words, spelled = spell(vlm.processor.tokenizer, _bounded(vlm.processor.tokenizer, texts))
     connector = fitting(vlm.model, words, spelled.shape[1])
     _go_on(connector, base_model(vlm.model).model.connector)
-    log = read(connector, seen, spelled, _reading(len(seen), held))
+    log = read(connector, seen, spelled, _reading(len(seen), held, minutes))
     del seen  # a file that is mapped cannot be removed everywhere
     (work / "seen.f16").unlink()
     record = {
@@ -99,9 +100,9 @@ def _altered(image: Image.Image, lot: random.Random) -> Image.Image:
     return ImageEnhance.Brightness(moved).enhance(lot.uniform(0.9, 1.1))
 
 
-def _reading(pictures: int, held_out: int) -> ReadSettings:
+def _reading(pictures: int, held_out: int, minutes: float) -> ReadSettings:
     """How so many pictures are read: in smaller batches where there are few, for `FEWEST` steps at the least."""
-    usual = ReadSettings(held_out=held_out, fewest_steps=FEWEST)
+    usual = ReadSettings(held_out=held_out, fewest_steps=min(FEWEST, round(A_MINUTE * minutes)))
     batch = min(usual.batch_size, max(128, usual.epochs * (pictures - held_out) // FEWEST))
     return replace(usual, batch_size=batch)
 
