@@ -23,8 +23,8 @@ from mmlora.smolbridge.connector import Connector
 
 LOOKING = 0.6  # share of the minutes; reading takes about the rest
 ENOUGH = 6000  # pictures, copies included, beyond which copies of few pictures teach nothing new
-FEWEST = 400  # steps of reading, and `A_MINUTE` at the most where there is less than a minute for all
-A_MINUTE = 600
+FEWEST = 400  # steps of reading, where the minutes have room for them
+A_MINUTE = 600  # steps of few pictures, about what two cores take
 LONGEST = 32  # tokens of a caption that are read
 HELD_OUT = 0.05  # share of the first-hand pictures that only measure
 
@@ -101,7 +101,7 @@ def _altered(image: Image.Image, lot: random.Random) -> Image.Image:
 
 
 def _reading(pictures: int, held_out: int, minutes: float) -> ReadSettings:
-    """How so many pictures are read: in smaller batches where there are few, for `FEWEST` steps at the least."""
+    """How so many pictures are read: in smaller batches where there are few, for `FEWEST` steps where there is time."""
     usual = ReadSettings(held_out=held_out, fewest_steps=min(FEWEST, round(A_MINUTE * minutes)))
     batch = min(usual.batch_size, max(128, usual.epochs * (pictures - held_out) // FEWEST))
     return replace(usual, batch_size=batch)
