@@ -42,8 +42,8 @@ def untold(answer: Any) -> bool | str:
 QUIZ = (
     Question(
         "Where does the base learn to read your pictures from?",
-        ("From the questions", "From the captions", "From the answers"),
-        1,
+        ("From the captions", "From the questions", "From the answers"),
+        0,
         "Stage one is alignment: pictures and captions, no question. Stage two, the adapter, gets the questions.",
     ),
     Question(
