@@ -20,11 +20,10 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
+from controls import TRAINED, text_only
 from PIL import Image
 
 from mmlora import Experiment, Settings
-from mmlora.evaluation.answering import evaluate
-from mmlora.evaluation.controls import unpictured
 from mmlora.evaluation.scores import score
 from mmlora.lessons import signs
 from mmlora.paths import RESULTS
@@ -60,11 +59,7 @@ def digits(lot: random.Random, source: Path | None) -> Iterator[Row]:
 
 def road_signs(lot: random.Random, source: Path | None) -> Iterator[Row]:
     """Lesson 08's: a sign in a colour and of a shape, with a mark on it, somewhere before a sky."""
-    kinds = [tuple(each) for each in (signs.COLOURS, signs.SHAPES, signs.MARKS)]
-    for number in range(TRAIN + TEST):
-        said, asked = [lot.choice(each) for each in kinds], number % 3
-        caption = f"a {said[0]} {said[1]} sign with {said[2]}"
-        yield Row(signs.sign(lot, *said), caption, signs.QUESTIONS[asked], kinds[asked], said[asked])
+    return (Row(*each) for each in signs.questions(lot, TRAIN + TEST))
 
 
 def stamps(lot: random.Random, source: Path | None) -> Iterator[Row]:
@@ -132,21 +127,13 @@ def main(
                                 "test_problems": counts["test"], "probe_problems": 0})  # fmt: skip
         seen = Experiment(settings, run)
         metrics = seen.run()
-        alone = sum(metrics.minutes[part] for part in ("align", "train"))
-        blind = Experiment(Settings.of({**settings.changes(), "train_minutes": alone}), Path(place) / "blind")
-        blind.load_problems()
-        blind.train, blind.test = unpictured(blind.train), unpictured(blind.test)
-        blind.load_model()
-        blind.attach()
-        blind.cache()
-        blind.fit()
-        said = evaluate(blind.learner, blind.test, settings.method, batch_size=64)
+        alone = sum(metrics.minutes[part] for part in TRAINED)
         record = {
             "set": name,
             "problems": counts,
             "align": json.loads((run / "align.json").read_text(encoding="utf-8")),
             "run": asdict(metrics),
-            "text_only": score(blind.test, said).to_dict(),
+            "text_only": score(*text_only(metrics, seen.test, seen.train, alone)).to_dict(),
             **machine.circumstances(state),
         }
     target = RESULTS / "own" / f"{name}.json"

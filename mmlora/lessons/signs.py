@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -37,19 +38,24 @@ def sign(lot: random.Random, colour: str, shape: str, mark: str) -> Image.Image:
     return image
 
 
+def questions(lot: random.Random, count: int) -> Iterator[tuple[Image.Image, str, str, tuple[str, ...], str]]:
+    """`count` times a sign, its caption, a question about it, the four choices, and the right one."""
+    kinds = [tuple(each) for each in (COLOURS, SHAPES, MARKS)]
+    for number in range(count):
+        said, asked = [lot.choice(each) for each in kinds], number % len(QUESTIONS)
+        caption = f"a {said[0]} {said[1]} sign with {said[2]}"
+        yield sign(lot, *said), caption, QUESTIONS[asked], kinds[asked], said[asked]
+
+
 def write(folder: Path, train: int, test: int, seed: int = 0) -> None:
-    """`train.csv` and `test.csv` in the folder, and a picture for each row; a question has four choices."""
+    """`train.csv` and `test.csv` in the folder, and a picture for each row."""
     lot = random.Random(seed)
     for split, count in (("train", train), ("test", test)):
         with open(folder / f"{split}.csv", "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)
-            for number in range(count):
-                said = [lot.choice(list(kinds)) for kinds in (COLOURS, SHAPES, MARKS)]
-                asked, image = number % len(QUESTIONS), f"{split}-{number}.png"
-                sign(lot, *said).save(folder / image)
-                choices = lot.sample([list(COLOURS), list(SHAPES), list(MARKS)][asked], 4)
-                caption = f"a {said[0]} {said[1]} sign with {said[2]}"
-                table.writerow(
-                    [QUESTIONS[asked], *choices, said[asked], image, caption, f"The picture shows {caption}."]
-                )
+            for number, (picture, caption, question, choices, answer) in enumerate(questions(lot, count)):
+                image = f"{split}-{number}.png"
+                picture.save(folder / image)
+                shown = lot.sample(choices, len(choices))
+                table.writerow([question, *shown, answer, image, caption, f"The picture shows {caption}."])
