@@ -20,7 +20,7 @@ from mmlora.problems.record import Problem
 
 #: The share of text-only drafts (by a hash of their text) that may appear in a split: no text is in two splits.
 SPLIT_SHARES = {"train": (0, 70), "validation": (70, 80), "test": (80, 100), "transfer": (0, 100)}
-SPLIT_SIZES = {"train": 4000, "validation": 500, "test": 1000, "transfer": 100}
+SPLIT_SIZES = {"train": 8000, "validation": 500, "test": 1000, "transfer": 100}
 #: Asked in the split "transfer" alone: pictures that a trained skill shows too, pictures of another kind, text.
 UNTRAINED = (
     "Animal adaptations: skins and body coverings",
@@ -137,7 +137,8 @@ def generate(
     """Yield `count` problems of `split`, the same ones for the same arguments.
 
     Without `skills` the split "transfer" asks those of `UNTRAINED`, every other split the rest. In "test" the second
-    of each three problems of a skill is asked in words that no other split has (`wordings`), and says so (`wording`).
+    of each three problems of a skill is asked in words that no other split has (`wordings`), and says so (`wording`); in
+    "train" the second and the third in other words of its own.
     Raises `UnknownSkill`, or `ValueError` for an unknown split or a skill that runs out of new problems.
     """
     if split not in SPLIT_SHARES:
@@ -154,9 +155,13 @@ def generate(
         if not deck:
             deck.extend(rng.sample(range(size), size))
         problem = _problem(chosen, draft, deck.pop(), f"{split}-{seed}-{number}", rng)
-        other = split == "test" and asked[chosen.name] % 3 == 1
+        turn = asked[chosen.name] % 3
         asked[chosen.name] += 1
-        yield replace(problem, question=reworded(problem.question), wording="unseen") if other else problem
+        if split == "test" and turn == 1:
+            problem = replace(problem, question=reworded(problem.question).test, wording="unseen")
+        elif split == "train" and turn and (others := reworded(problem.question).train):
+            problem = replace(problem, question=others[turn - 1])
+        yield problem
 
 
 def _draw_new(chosen: Skill, split: str, rng: random.Random, seen: set[bytes]) -> Draft:

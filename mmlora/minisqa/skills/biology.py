@@ -128,7 +128,7 @@ def punnett_square(rng: random.Random) -> Draft:
 
     said = ("None", "One", "Two", "Three", "All")[count]
     solution = (
-        f"{said} of the four boxes {'shows' if count == 1 else 'show'} {asked} flowers. "
+        f"The flowers are {listing(box_colors)}. {said} of these four {'is' if count == 1 else 'are'} {asked}. "
         f"So the probability of {asked} flowers is {count}/4."
     )
     caption = f"A square of four flowers: {box_colors[0]} and {box_colors[1]} above, {box_colors[2]} and {box_colors[3]} below."

@@ -10,7 +10,7 @@ import numpy as np
 from mmlora.minisqa.core import Draft, skill
 from mmlora.minisqa.draw import COLORS, SIZE, canvas, finish, icon, label, paste, shade
 from mmlora.minisqa.skills.maps import LANDS, MARKERS, state_centers, state_map, whole_world_map, world_map
-from mmlora.minisqa.words import spoken
+from mmlora.minisqa.words import listing, spoken
 
 GEOGRAPHY = {"subject": "social science", "topic": "geography"}
 #: The states asked for by name, large and spread over the map -> where they are.
@@ -91,11 +91,12 @@ def farthest_state(rng: random.Random) -> Draft:
     states.insert(answer, farthest)
     colors = dict(zip(states, choices))
     image = state_map(rng, {name: shade(rng, MARKERS[color], 12) for name, color in colors.items()})
+    ways = [f"{way} {colors[leads[way][0]]}" for way in DIRECTIONS]
     solution = (
         f"{direction.capitalize()} is at the {EDGES[direction]} of the map. "
-        f"The colored state nearest to the {EDGES[direction]} is the {choices[answer]} one."
+        f"The farthest ones are {listing(ways)}, so it is the {choices[answer]} one."
     )
-    caption = f"Four colored states, farthest {', '.join(f'{way} {colors[leads[way][0]]}' for way in DIRECTIONS)}."
+    caption = f"Four colored states, farthest {', '.join(ways)}."
     question = f"Which colored state is farthest {direction}?"
     return Draft(question, choices, answer, solution, finish(rng, image), caption)
 
@@ -221,10 +222,12 @@ def _four_stars(rng: random.Random, image, pen, spot) -> Draft:
     down, across = ("north", "south")[south], ("west", "east")[east]
     corner = f"{('upper', 'lower')[south]} {('left', 'right')[east]}"
     question = f"Which star is {down} of the equator and {across} of the prime meridian?"
+    stars = [f"{color} {('north', 'south')[s]}{('west', 'east')[e]}" for (s, e), color in zip(quarters, colors)]
     solution = (
-        f"{down.capitalize()} and {across} is the {corner} part of the map. The star there is the {colors[asked]} one."
+        f"{down.capitalize()} and {across} is the {corner} part of the map. The stars are {listing(stars)}, "
+        f"so it is the {colors[asked]} one."
     )
-    caption = f"Four stars: {colors[0]} northwest, {colors[1]} northeast, {colors[2]} southwest, {colors[3]} southeast."
+    caption = f"Four stars: {', '.join(stars)}."
     return Draft(question, tuple(colors), asked, solution, finish(rng, image), caption)
 
 

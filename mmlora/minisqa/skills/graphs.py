@@ -71,7 +71,7 @@ def bar_graphs(rng: random.Random) -> Draft:
         values.insert(who, rng.randint(max(values) + 2, TOP) if kind == "most" else rng.randint(1, min(values) - 2))
         question = f"The bars show the {things} that each team {done}. Which team {done} the {kind} {things}?"
         choices, answer = tuple(colors), who
-        last = f"The {'tallest' if kind == 'most' else 'shortest'} bar is {colors[who]}."
+        last = f"The {'highest' if kind == 'most' else 'lowest'} of these is {values[who]}, and that is {colors[who]}."
     facts = listing([f"{color} {value}" for color, value in zip(colors, values)])
     seen = f"From left to right the bars are {facts}."
     return Draft(
@@ -120,8 +120,7 @@ def line_graphs(rng: random.Random) -> Draft:
         other = rng.choice([ends for ends in ALL_ENDS if abs(ends[0] - asked[0]) + abs(ends[1] - asked[1]) > 3])
         ends = [asked, other] if who == 0 else [other, asked]
         question = f"The lines show the {measured} in two towns. What happened to it in the {colors[who]} town?"
-        last = f"So for {colors[who]}, {TRENDS[answer]}."
-        shown = f"The {colors[who]} line starts at {ends[who][0]} and ends at {ends[who][1]}."
+        last = f"From {ends[who][0]} to {ends[who][1]} for {colors[who]}: {TRENDS[answer]}."
     else:
         answer, choices = who, tuple(colors)
         more, late = rng.random() < 0.5, rng.random() < 0.5
@@ -131,9 +130,8 @@ def line_graphs(rng: random.Random) -> Draft:
         ends = list(zip(other, asked)) if late else list(zip(asked, other))
         when, word = ("at the end" if late else "at the start"), ("higher" if more else "lower")
         question = f"The lines show the {measured} in two towns. In which town was it {word} {when}?"
-        last = f"The {word} one {when} is {colors[who]}."
-        shown = f"{capital(when)} {colors[0]} is at {asked[0]} and {colors[1]} is at {asked[1]}."
-    facts = [f"{color} from {start} to {end}" for color, (start, end) in zip(colors, ends)]
+        last = f"{capital(when)} {asked[who]} is {word} than {asked[1 - who]}, and that is {colors[who]}."
+    facts = listing(sorted(f"{color} from {start} to {end}" for color, (start, end) in zip(colors, ends)))
     return Draft(
-        question, choices, answer, f"{shown} {last}", _lines(rng, colors, ends), f"Two lines: {listing(sorted(facts))}."
+        question, choices, answer, f"The lines are {facts}. {last}", _lines(rng, colors, ends), f"Two lines: {facts}."
     )

@@ -114,27 +114,18 @@ def magnetic_forces(rng: random.Random) -> Draft:
         _magnet(draw, start + length + gap, middle, length, 0.6 * length, facing, paints, columns)
         label(draw, (13, 128) if columns and i == 0 else (243, 128) if columns else (13, middle), str(i + 1), 30)
     if answer == 2:
-        why = "Both pairs have magnets of the same size and the same gap. The forces are equal, so it is neither pair."
-    elif by == "gap":
-        why = (
-            f"The magnets are all the same size, but the gap in {choices[answer]} is smaller. Closer magnets have a "
-            f"stronger force, so it is {choices[answer]}."
-        )
+        why = "Both are the same, so it is neither pair."
     else:
-        why = (
-            f"The gaps are the same, but the magnets in {choices[answer]} are larger. Larger magnets have a "
-            f"stronger force, so it is {choices[answer]}."
-        )
-    facts = [
-        f"Pair {i + 1}: {'small' if sizes[i] < 60 else 'large'} magnets, {'small' if gaps[i] < 40 else 'large'} gap."
-        for i in range(2)
-    ]
+        why = f"{'Closer' if by == 'gap' else 'Larger'} magnets have a stronger force, so it is {choices[answer]}."
+    seen = [("small" if sizes[i] < 60 else "large", "small" if gaps[i] < 40 else "large") for i in range(2)]
+    facts = [f"{pair}: {size} magnets, {gap} gap." for pair, (size, gap) in zip(choices, seen)]
+    told = [f"{pair} has {size} magnets and a {gap} gap." for pair, (size, gap) in zip(choices, seen)]
     return Draft(
         question="In which pair is the magnetic force between the magnets stronger?",
         choices=choices,
         answer=answer,
         hint="All magnets are made of the same material.",
         image=finish(rng, image),
-        solution=why,
+        solution=" ".join([*told, why]),
         caption=" ".join(facts),
     )

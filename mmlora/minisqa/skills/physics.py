@@ -111,20 +111,11 @@ def kinetic_energies(rng: random.Random) -> Draft:
     sizes = ["small" if r < 10 else "large" for r in radii]
     lengths = ["short" if s < 20 else "long" for s in speeds]
     if answer == 2:
-        why = (
-            "The particles in both samples have the same size and arrows of the same length. The average kinetic "
-            "energy is equal, so it is neither sample."
-        )
-    elif by == "speed":
-        why = (
-            f"The particles have the same size, but the arrows in {choices[answer]} are longer. Faster particles "
-            f"have more kinetic energy, so it is {choices[answer]}."
-        )
+        why = "Both are the same, so it is neither sample."
     else:
-        why = (
-            f"The arrows have the same length, but the particles in {choices[answer]} are larger. Heavier "
-            f"particles have more kinetic energy, so it is {choices[answer]}."
-        )
+        kind = "Faster" if by == "speed" else "Heavier"
+        why = f"{kind} particles have more kinetic energy, so it is {choices[answer]}."
+    shown = " ".join(f"{choices[i]} has {sizes[i]} particles and {lengths[i]} arrows." for i in range(2))
     facts = [f"Sample {'AB'[i]}: {sizes[i]} {colors[i]} particles, {lengths[i]} arrows." for i in range(2)]
     return Draft(
         question="Which sample has the higher temperature?",
@@ -132,7 +123,7 @@ def kinetic_energies(rng: random.Random) -> Draft:
         answer=answer,
         hint="A longer arrow means a faster particle. A larger particle has more mass.",
         image=finish(rng, image),
-        solution=why,
+        solution=f"{shown} {why}",
         caption=" ".join(facts),
     )
 

@@ -50,7 +50,8 @@ def guide_words(rng: random.Random) -> Draft:
         f"{rng.choice(_starting(first))} - {rng.choice(_starting(last))}?",
         choices,
         0,
-        f"Between {first} and {last} come the letters {listing(between)}. One word begins with {inside}: {choices[0]}.",
+        f"Between {first} and {last} come {listing(between)}. Of {listing([f'{word[0]} for {word}' for word in sorted(choices)])}, "
+        f"only {inside} is there: {choices[0]}.",
     )
 
 
@@ -91,14 +92,15 @@ FAMILIES = {ending: words.split() for ending, words in FAMILIES.items()}
     pin and fin.""",
 )
 def rhymes(rng: random.Random) -> Draft:
-    same, *others = rng.sample(list(FAMILIES), 3)
+    same, *others = families = rng.sample(list(FAMILIES), 3)
     asked, right = rng.sample(FAMILIES[same], 2)
     choices = (right, *(rng.choice(FAMILIES[other]) for other in others))
+    ends = [f"{word} in -{ending}" for word, ending in sorted(zip(choices, families))]
     return Draft(
         f"Which word rhymes with {asked}?",
         choices,
         0,
-        f"The word {asked} ends in -{same}. The word that ends with the same sound is {right}.",
+        f"The word {asked} ends in -{same}, {listing(ends)}. So {asked} rhymes with {right}.",
     )
 
 
