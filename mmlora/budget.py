@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-WHOLE_SPLITS = 33  # minutes; at 120 and 30 problems a minute these are the 4,000 and 1,000 of MiniSQA
+TRAIN_A_MINUTE, WHOLE_TRAIN = 133, 60  # problems, and the minutes from which on it is all of them, MiniSQA's 8,000
+TEST_A_MINUTE, WHOLE_TEST = 30, 33  # the same for its 1,000
 
 
 @dataclass
@@ -15,7 +16,7 @@ class Budget:
     """How a wall-clock budget is spent, and the clock that watches it. All sizes follow from `minutes`.
 
     A shorter run trains on fewer problems (each costs a fixed prefix to cache) and scores fewer (each is answered three
-    times), but enough for an interval that tells it from the base model. From 33 minutes on it takes whole splits.
+    times), but enough for an interval that tells it from the base model. An hour takes whole splits.
     """
 
     minutes: float
@@ -26,17 +27,17 @@ class Budget:
     @property
     def train_problems(self) -> int | None:
         """None means all, as in `load_problems`."""
-        return max(64, round(120 * self.minutes)) if self.minutes < WHOLE_SPLITS else None
+        return max(64, round(TRAIN_A_MINUTE * self.minutes)) if self.minutes < WHOLE_TRAIN else None
 
     @property
     def test_problems(self) -> int | None:
         """None means all: a score on a part of ScienceQA's test split is no row beside the published ones."""
-        return max(48, round(30 * self.minutes)) if self.minutes < WHOLE_SPLITS else None
+        return max(48, round(TEST_A_MINUTE * self.minutes)) if self.minutes < WHOLE_TEST else None
 
     @property
     def probe_problems(self) -> int:
         """Validation problems at each moment of a `Probe`: a minute in sixty, and none where that makes too few to tell."""
-        return min(96, round(2 * self.minutes)) if self.minutes >= WHOLE_SPLITS else 0
+        return min(96, round(2 * self.minutes)) if self.minutes >= WHOLE_TEST else 0
 
     @property
     def align_minutes(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -115,11 +116,16 @@ def test_three_skills_are_asked_in_the_split_transfer_alone(splits):
     assert {problem.skill for problem in splits["train"]} == set(SKILLS) - set(UNTRAINED)
 
 
+def _flat(words):
+    return [words.test, *words.train]
+
+
 @pytest.mark.parametrize("name", SKILLS)
 def test_every_skill_asks_in_other_words_too(name):
     problems = list(generate("train", 40, skills=[name]))
-    others = [reworded(problem.question) for problem in problems]
-    for problem, other in zip(problems, others):
+    plain = problems[::3] if name not in UNTRAINED else problems
+    others = [(problem, other) for problem in plain for other in _flat(reworded(problem.question))]
+    for problem, other in others:
         fitting = [asked for asked in WORDINGS if wordings._pattern(asked).fullmatch(problem.question)]
         assert len(fitting) == 1, f"{problem.question} is asked in {fitting}"
         assert len(f"{other} {problem.hint}".split()) <= 60 and "{" not in other
@@ -137,10 +143,22 @@ def test_a_third_of_each_skill_is_asked_in_words_that_no_other_split_has():
     for problem in test:
         asked = any(wordings._pattern(pattern).fullmatch(problem.question) for pattern in WORDINGS)
         assert asked == (problem.wording == "seen"), problem.question
+    asked_in_test = {re.sub(r"\W", "", words.test) for words in WORDINGS.values()}
+    assert not asked_in_test & {re.sub(r"\W", "", each) for words in WORDINGS.values() for each in words.train}
     for split in ("train", "validation"):
         assert {problem.wording for problem in generate(split, 64)} == {"seen"}
     with pytest.raises(ValueError, match="no other words for 'Why\\?'; add an entry"):
         reworded("Why?")
+
+
+def test_training_asks_two_of_three_problems_of_a_skill_in_words_of_its_own():
+    train = [p for p in generate("train", 330) if p.skill == "Which words rhyme?"]
+    plain = [any(wordings._pattern(pattern).fullmatch(problem.question) for pattern in WORDINGS) for problem in train]
+    assert plain == [at % 3 == 0 for at in range(len(train))]
+    assert len({re.sub(r"with \w+|rhymes", "", problem.question) for problem in train}) == 3
+    assert {problem.question.split()[0] for problem in generate("validation", 64, skills=["Which words rhyme?"])} == {
+        "Which"
+    }
 
 
 def test_a_name_that_comes_twice_in_a_question_is_the_same_twice():

@@ -141,14 +141,14 @@ WORDINGS = {
     "The bars show the {things} that each team {done}. How many did the {color} team {do}?": Words(
         "Each bar tells how many {things} a team {done}. What is the number for {color}?",
         (
-            "Here are bars for the {things} that each team {done}. Read the {color} bar: how many did it {do}?",
+            "Every team {done} {things} and has a bar here. What number is it for {color}?",
             "How many {things} did the {color} team {do}? Each bar shows what a team {done}.",
         ),
     ),
     "The bars show the {things} that each team {done}. Which team {done} the {kind} {things}?": Words(
         "Each bar tells how many {things} a team {done}. Who has the {kind}?",
         (
-            "Here are bars for the {things} that each team {done}. Name the team with the {kind}.",
+            "Every team {done} {things} and has a bar here. Which team has the {kind}?",
             "Which team has {done} the {kind} {things}, by the bars?",
         ),
     ),
@@ -203,7 +203,7 @@ WORDINGS = {
     "Which star is {down} of the equator and {across} of the prime meridian?": Words(
         "What color is the star that lies {across} of the prime meridian and {down} of the equator?",
         (
-            "Find the star {down} of the equator and {across} of the prime meridian.",
+            "Equator and prime meridian cross on the map. What color is the star in the {down} and {across}?",
             "The map shows several stars. Which is to the {down} of the equator, to the {across} of the prime meridian?",
         ),
     ),
