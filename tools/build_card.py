@@ -69,10 +69,11 @@ def column_table(splits: dict[str, list[dict]]) -> str:
 def wording_table(splits: dict[str, list[dict]]) -> str:
     unseen = Counter(row["skill"] for row in splits["test"] if row["wording"] == "unseen")
     example = next(generate("train", 1, skills=["Interpret line graphs"]))
+    words = reworded(example.question)
     return (
         f"{unseen.total()} of the {len(splits['test']):,} test problems ask in such words, {min(unseen.values())} to "
         f"{max(unseen.values())} of a skill; {len(WORDINGS)} kinds of question have them. “{example.question}” becomes "
-        f"“{reworded(example.question)}”"
+        f"“{words.test}” in the test, and “{words.train[0]}” or “{words.train[1]}” in training."
     )
 
 

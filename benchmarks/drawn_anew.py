@@ -1,0 +1,45 @@
+"""Is a run's accuracy that of its test split alone? The same adapter on one that is drawn with another seed.
+
+    python benchmarks/drawn_anew.py one_hour_smolbridge      # minutes; writes results/drawn_anew/one_hour_smolbridge.json
+
+MiniSQA was mended where an earlier hour's answers to its test split showed weak skills, so that split is no longer unseen by
+those who made it. These problems were never answered before; no text of theirs and no picture is in a training split.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from mmlora.adapters.files import load_vlm
+from mmlora.evaluation.answering import evaluate
+from mmlora.evaluation.scores import score
+from mmlora.minisqa import generate
+from mmlora.paths import RESULTS
+from mmlora.reporting import machine
+from mmlora.reporting.record import Metrics
+
+
+def main(
+    name: Annotated[str, typer.Argument(help="a folder of results/ that holds an adapter")],
+    seed: Annotated[int, typer.Option(help="of the problems; 0 is the test split itself")] = 1,
+):
+    """Answer as many problems as the run did, and write the record."""
+    state, run = machine.git_state(), Metrics.load(RESULTS / name / "metrics.json")
+    problems = list(generate("test", run.n_test, seed=seed))
+    said = evaluate(load_vlm(RESULTS / name / "adapter"), problems, run.settings["method"], batch_size=64)
+    found = {"accuracy": score(problems, said).to_dict()}
+    for wording in ("seen", "unseen"):
+        pairs = [(problem, answer) for problem, answer in zip(problems, said) if problem.wording == wording]
+        found[f"{wording}_wording"] = score(*zip(*pairs)).to_dict()
+    record = {"run": name, "seed": seed, **found, "of_the_run": run.accuracy, **machine.circumstances(state)}
+    target = RESULTS / "drawn_anew" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{found['accuracy']['avg']} % of {len(problems)}, the run's own {run.accuracy['avg']} % -> {target}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
