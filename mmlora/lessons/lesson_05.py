@@ -74,7 +74,7 @@ QUIZ = (
         "A covered patch may matter because it holds the answer or because a picture with a hole is strange.",
     ),
     Question(
-        "May our 90 % on MiniSQA stand in one table with LLaVA's 90.92 % on ScienceQA?",
+        "May our accuracy on MiniSQA stand in one table with LLaVA's 90.92 % on ScienceQA?",
         (
             "Yes, both are accuracies.",
             "Only if the table says that they answer different questions.",
