@@ -33,7 +33,8 @@ from mmlora.problems.record import Problem
 from mmlora.problems.rows import DataError
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.record import Metrics
-from mmlora.settings import Settings, SettingsError
+from mmlora.settings import Settings
+from mmlora.training.captions import learn_to_read
 from mmlora.training.fit import fit
 from mmlora.training.log import TrainingError, TrainLog
 from mmlora.training.probe import Probe
@@ -106,18 +107,16 @@ class Experiment:
     def align(self) -> None:
         """The connector learns to read the training pictures from their captions: `vlm` reads them from then on.
 
-        Where the model brings a way to and the settings do not forbid it. Taken again, what was learned stands.
+        Where the model brings a way to, or the settings ask for it. Taken again, what was learned stands.
         """
         package, minutes = own_way(self.vlm), self.settings.align_minutes
         if minutes is None:
             minutes = self.budget.align_minutes if package and package.aligns(self.vlm) else 0
         if not minutes:
             return
-        if package is None:
-            raise SettingsError(f"{self.vlm.name} brings no way to align its connector; set align_minutes to 0")
         with self.budget.watch("align"):
             pairs, further = captioned(self.train), further_captioned(self.settings.data)
-            self.vlm = aligned(self.vlm, pairs, further, minutes, self.folder)
+            self.vlm = aligned(self.vlm, pairs, further, minutes, self.folder, learn_to_read)
 
     def attach(self) -> None:
         """A fresh adapter on the base, aligned first where it is to be: `learner`. Prints where it went."""

@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 
+import families
 import pytest
 import tinyvlm
 import torch
@@ -11,14 +12,19 @@ from PIL import Image
 from mmlora import minisqa
 from mmlora.adapters.files import load_adapter, load_vlm, save_adapter
 from mmlora.adapters.lora import AdapterError, attach, detach
+from mmlora.adapters.towers import tower_of
+from mmlora.encoding.conversation import Conversation
+from mmlora.encoding.samples import Samples
 from mmlora.experiment import Experiment
 from mmlora.models.connector import FILE, adopt, own_way
-from mmlora.models.vlm import load_base
+from mmlora.models.vlm import base_model, load_base
 from mmlora.problems.captions import captioned, further_captioned
 from mmlora.problems.record import Problem
-from mmlora.settings import Settings, SettingsError
+from mmlora.settings import Settings
 from mmlora.smolbridge import aligned, assemble
 from mmlora.smolbridge.words import words_read
+from mmlora.training.captions import ASKED, learn_to_read
+from mmlora.training.log import TrainingError
 
 COLOURS = ("red", "green", "blue", "white")
 PAIRS = [
@@ -176,12 +182,47 @@ def test_a_run_aligns_first_and_keeps_what_was_learned(folder, tmp_path, monkeyp
     assert detach(resumed.vlm.model) is resumed.vlm.model
 
 
-def test_a_model_without_a_way_to_align_says_so(tmp_path, monkeypatch):
-    run = Experiment(Settings(align_minutes=1), tmp_path)
-    run.vlm = tinyvlm.build()
-    monkeypatch.setattr("mmlora.experiment.own_way", lambda vlm: None)
-    with pytest.raises(SettingsError, match="no way to align"):
-        run.align()
+def test_a_hub_models_connector_learns_through_its_decoder_where_the_settings_ask_for_it(tmp_path, monkeypatch):
+    base = families.save(families.build("smolvlm"), tmp_path / "base")
+    problems = [Problem(str(i), "Left?", COLOURS, i % 4, PAIRS[i][0], caption=PAIRS[i][1]) for i in range(24)]
+    monkeypatch.setattr("mmlora.experiment.load_problems", lambda *args, **kwargs: problems)
+
+    def attached(minutes):
+        run = Experiment(Settings(model=str(base), align_minutes=minutes), tmp_path / str(minutes))
+        run.load_problems()
+        run.load_model()
+        run.attach()
+        return run
+
+    left, asked = attached(None), attached(0.02)
+    assert not (left.folder / FILE).exists(), "hub models are left as they are unless asked for"
+    record = json.loads((asked.folder / "align.json").read_text())
+    assert record["pictures"] == 24 and record["samples_seen"] >= 8
+    read = [Samples(run.vlm, [Conversation("0", ASKED, (PAIRS[0][0],), PAIRS[0][1])]) for run in (left, asked)]
+    assert read[1].loss(asked.model, [0])[0] < read[0].loss(left.model, [0])[0], "the caption is likelier"
+    before, after = (dict(detach(run.model).named_parameters()) for run in (left, asked))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and {tower_of(name) for name in changed} == {"connector"}
+    assert left.vlm.base.weights != asked.vlm.base.weights
+
+
+def test_the_connector_of_a_hub_model_comes_back_with_the_adapter(tmp_path):
+    base = families.save(families.build("smolvlm"), tmp_path / "base")
+    vlm = load_base(base)
+    name = next(name for name, _ in vlm.model.named_parameters() if tower_of(name) == "connector")
+    other = vlm.model.state_dict()[name] + 1
+    vlm = adopt(vlm, {name: other})
+    save_adapter(attach(vlm.model, rank=2), tmp_path / "adapter", {}, processor=vlm.processor)
+    again = load_vlm(tmp_path / "adapter")
+    assert torch.equal(base_model(again.model).state_dict()[name], other)
+    with pytest.raises(AdapterError, match="base"):
+        load_adapter(load_base(base).model, tmp_path / "adapter")
+
+
+def test_a_model_without_a_connector_cannot_be_aligned(tmp_path):
+    vlm = families.build("text-only")
+    with pytest.raises(TrainingError, match="no connector that could be aligned; set align_minutes to 0"):
+        learn_to_read(vlm, PAIRS, (), 1, tmp_path)
 
 
 def test_the_sizes_of_a_connector_are_told_by_its_tensors(learned):

@@ -7,7 +7,7 @@ pictures of a task show. The model is another base from then on, with a hash of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +25,7 @@ from mmlora.models import processes
 from mmlora.models.vlm import VLM, base_model
 
 Captioned = tuple[Image.Image, str]
+Learn = Callable[[VLM, Sequence[Captioned], Iterable[Captioned], float, Path], tuple[dict[str, torch.Tensor], dict]]
 FILE = "connector.safetensors"
 ALIGNED = "mmlora_connector"  # a base's attribute: the tensors that it adopted
 
@@ -36,30 +37,41 @@ def own_way(vlm: VLM) -> Any:
 
 
 def aligned(
-    vlm: VLM, captioned: Sequence[Captioned], further: Iterable[Captioned], minutes: float, folder: Path
+    vlm: VLM,
+    captioned: Sequence[Captioned],
+    further: Iterable[Captioned],
+    minutes: float,
+    folder: Path,
+    otherwise: Learn,
 ) -> VLM:
-    """The model with a connector that learned to read these pictures, in its own way; kept in `folder` and used again.
+    """The model with a connector that learned to read these pictures; kept in `folder` and used again.
 
-    `align.json` there says how it learned. Without a caption it stays as it is, and that is printed; what was aligned
-    before stands.
+    In its own way, or `otherwise`, which takes all processes. `align.json` in the folder says how it learned. Without a
+    caption it stays as it is, and that is printed; what was aligned before stands.
     """
     if hasattr(base_model(vlm.model), ALIGNED):
         return vlm
     if not captioned:
         print("no picture has a caption, so the connector stays as it is")
         return vlm
-    if processes.first() and not (folder / FILE).is_file():
-        tensors, record = own_way(vlm).learn_to_read(vlm, captioned, further, minutes, folder)
-        write_whole(folder / "align.json", json.dumps(record, indent=1) + "\n")
-        save_file(tensors, folder / FILE)
+    package, found = own_way(vlm), processes.said((folder / FILE).is_file())
+    if not found and (package is None or processes.first()):
+        learn = otherwise if package is None else package.learn_to_read
+        tensors, record = learn(vlm, captioned, further, minutes, folder)
+        if processes.first():
+            write_whole(folder / "align.json", json.dumps(record, indent=1) + "\n")
+            save_file(tensors, folder / FILE)
     processes.wait()
     return kept(vlm, folder)
 
 
 def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:
-    """The model with these tensors as its connector, in its own way and in place; its base is another one from now on."""
-    model, base = base_model(vlm.model), vlm.base
-    vlm = own_way(vlm).adopt(vlm, tensors)
+    """The model with these tensors as its connector, in place; its base is another one from now on."""
+    model, base, package = base_model(vlm.model), vlm.base, own_way(vlm)
+    if package:
+        vlm = package.adopt(vlm, tensors)
+    else:
+        model.load_state_dict(tensors, strict=False)  # these and no others
     digest = sha256(base.weights.encode())
     for name in sorted(tensors):
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -1,0 +1,62 @@
+"""Alignment through the decoder: any model's connector learns to read pictures from their captions.
+
+LLaVA's first stage (arXiv 2304.08485): the frozen decoder is to say the caption, and the gradient reaches the connector
+through it. A model that brings a faster way of its own takes that one. A hub model's connector was aligned by its makers on far
+more pictures than a run has, so this is done only where the settings ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from mmlora.adapters.towers import tower_of
+from mmlora.encoding.conversation import Conversation
+from mmlora.encoding.samples import Samples
+from mmlora.models.connector import Captioned
+from mmlora.models.vlm import VLM, base_model
+from mmlora.training.fit import fit
+from mmlora.training.log import TrainingError
+from mmlora.training.settings import TrainSettings
+
+ASKED = "What does this picture show?"
+RATE = 1e-4  # the peak; these are full weights that know much already
+
+
+def learn_to_read(
+    vlm: VLM, captioned: Sequence[Captioned], further: Iterable[Captioned], minutes: float, work: Path
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """The connector's tensors after so many minutes with these pictures, and a record of how they were learned.
+
+    `further` pictures are not looked at: each one would take a pass of the whole model. The weights learn in float32 and come
+    back in the model's own numbers. Raises `TrainingError` for a model without a connector, or with one in four bits.
+    """
+    model = base_model(vlm.model)
+    connector = {name: p for name, p in model.named_parameters() if tower_of(name) == "connector"}
+    if not connector:
+        raise TrainingError(f"{vlm.name} has no connector that could be aligned; set align_minutes to 0")
+    if any(not p.is_floating_point() for p in connector.values()):
+        raise TrainingError(f"{vlm.name}'s connector is in four bits, which cannot learn; set align_minutes to 0")
+    lessons = [Conversation(f"caption {i}", ASKED, (image,), text) for i, (image, text) in enumerate(captioned)]
+    own = model.dtype
+    for parameter in connector.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    with TemporaryDirectory(dir=work) as folder:
+        log = fit(model, Samples(vlm, lessons), TrainSettings(minutes=minutes, learning_rate=RATE), folder)
+    for parameter in connector.values():
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(own)
+        parameter.grad = None
+    record = {
+        "way": "through the decoder",
+        "pictures": len(lessons),
+        "captioned": len(lessons),
+        "samples_seen": log.samples_seen,
+        "seconds": round(log.seconds, 1),
+        "log": [{"step": r["step"], "loss": r["loss"]} for r in (log.records[0], log.records[-1])],
+    }
+    return {name: parameter.detach().clone() for name, parameter in connector.items()}, record
