@@ -101,8 +101,16 @@ def unique(found: Sequence[Drawing]) -> list[Drawing]:
 
 
 def kept_out(names: Iterable[str], count: int, seed: int = 0) -> list[str]:
-    """`count` of these names, drawn by lot, in order: names that training shall never see."""
-    return sorted(random.Random(seed).sample(sorted(set(names)), count))
+    """`count` of these names, drawn by lot, in order: names that training shall never see.
+
+    Raises `DrawingError` where that would leave none to learn.
+    """
+    there = sorted(set(names))
+    if count >= len(there):
+        raise DrawingError(
+            f"{count} of {len(there)} names cannot be kept out, for none would be learned; keep out fewer"
+        )
+    return sorted(random.Random(seed).sample(there, count))
 
 
 def shots(pool: Sequence[Drawing], names: Sequence[str], count: int, seed: int) -> list[int]:

@@ -104,7 +104,8 @@ def train_heads(
     losses, lot = [], torch.Generator().manual_seed(seed)
     for places in tqdm(_batches(len(flat), settings.batch, steps, lot), total=steps, unit="step"):
         said = texts[torch.randint(len(texts), places.shape, generator=lot), right[places]]
-        seen = nn.functional.dropout(flat[places], settings.drop)
+        kept = torch.rand(len(places), flat.shape[1], generator=lot) >= settings.drop
+        seen = flat[places] * kept / (1 - settings.drop)
         loss = contrastive(image(seen), said, scale.exp(), right[places])
         optimizer.zero_grad()
         loss.backward()
