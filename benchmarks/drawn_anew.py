@@ -3,7 +3,7 @@
     python benchmarks/drawn_anew.py one_hour_smolbridge      # minutes; writes results/drawn_anew/one_hour_smolbridge.json
 
 MiniSQA was mended where an earlier hour's answers to its test split showed weak skills, so that split is no longer unseen by
-those who made it. These problems were never answered before; no text of theirs and no picture is in a training split.
+those who made it. These are other problems (a few short texts come again); no text of theirs and no picture is in a training split.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ def card(model: PeftModel, base: Base, facts: Mapping[str, object], data_licence
             "",
             "```python",
             "from mmlora import load_vlm",
+            "",
             "vlm = load_vlm(folder)  # the base with this adapter",
         ),
         *("```", ""),

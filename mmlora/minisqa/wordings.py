@@ -61,8 +61,8 @@ WORDINGS = {
     "Which solution has a higher concentration of {color} particles?": Words(
         "Where are the {color} particles more concentrated?",
         (
-            "Two solutions are shown. Which holds more {color} particles in the same volume?",
-            "Compare the beakers: which is the stronger solution of {color} particles?",
+            "Two beakers hold {color} particles in water. Which has the higher concentration?",
+            "Compare the beakers: in which do the {color} particles lie closer together?",
         ),
     ),
     "In which sample are the particles those of a {state}?": Words(
@@ -78,19 +78,19 @@ WORDINGS = {
     ),
     "Which property do these three objects have in common?": Words(
         "Choose the word that is true of all three things.",
-        ("What are all three of these objects?", "Look at the objects. Which property do they share?"),
+        ("In what are these three objects alike?", "Look at the objects. Which property do they share?"),
     ),
     "{name} gives {event} as an example in class. What kind of change is it?": Words(
         "{name} thinks about {event}. Does the type of matter stay or become another?",
         (
-            "{name} has seen {event}. Is that a physical change or a chemical change?",
+            "Is {event} a physical change or a chemical change? {name} asks.",
             "Say what kind of change {name} describes: {event}.",
         ),
     ),
     # earth
     "Which of these fossils is {age}?": Words(
         "One of the fossils is {age}: name it.",
-        ("Look at the layers and their fossils. Which fossil is {age}?", "Pick the {age} of the fossils shown."),
+        ("Look at the layers and their fossils. Which fossil is {age}?", "Which fossil shown here is {age}?"),
     ),
     "Which rock layer is the {age}?": Words(
         "Of all the rock in this cliff, what is the {age}?",
@@ -99,7 +99,7 @@ WORDINGS = {
     "Which phase of the Moon does this picture from the Northern Hemisphere show?": Words(
         "Seen from the Northern Hemisphere, the Moon looks like this. What is it called then?",
         (
-            "Name the phase of the Moon as seen from the Northern Hemisphere.",
+            "Name the phase of the Moon. (You stand in the Northern Hemisphere.)",
             "What phase is the Moon in here, for someone in the Northern Hemisphere?",
         ),
     ),
@@ -113,19 +113,19 @@ WORDINGS = {
     # economics, graphs
     "Who can trade away the {food}?": Words(
         "Which of the two has the {food} to offer?",
-        ("Who has the {food} on the tray?", "Which person could give the {food} to the other?"),
+        ("On whose tray is the {food}?", "Which person could give the {food} to the other?"),
     ),
     "Which food can {taker} get from {giver} in a trade?": Words(
         "{taker} trades with {giver}. What can {taker} receive?",
-        ("{giver} trades with {taker}. Which food could {giver} hand over?", "What might {taker} be given by {giver}?"),
+        ("Which food might {giver} hand to {taker} in a trade?", "What can {taker} be given by {giver}?"),
     ),
     "Which of these is a service?": Words(
         "Find the service among these.",
-        ("Pick the service.", "Only one of these is a service. Which?"),
+        ("Which one is a service, and no good?", "Only one of these is a service. Which?"),
     ),
     "Which of these is a good?": Words(
         "Find the good among these.",
-        ("Pick the good.", "Only one of these is a good. Which?"),
+        ("Which one is a good, and no service?", "Only one of these is a good. Which?"),
     ),
     "Is there a shortage or a surplus of {things}?": Words(
         "Compare offer and wish: what is there of {things}?",
@@ -141,14 +141,14 @@ WORDINGS = {
     "The bars show the {things} that each team {done}. How many did the {color} team {do}?": Words(
         "Each bar tells how many {things} a team {done}. What is the number for {color}?",
         (
-            "Every team {done} {things} and has a bar here. What number is it for {color}?",
+            "Every team {done} {things} and has a bar here. How high does {color} reach?",
             "How many {things} did the {color} team {do}? Each bar shows what a team {done}.",
         ),
     ),
     "The bars show the {things} that each team {done}. Which team {done} the {kind} {things}?": Words(
         "Each bar tells how many {things} a team {done}. Who has the {kind}?",
         (
-            "Every team {done} {things} and has a bar here. Which team has the {kind}?",
+            "Every team {done} {things} and has a bar here. Name the one with the {kind}.",
             "Which team has {done} the {kind} {things}, by the bars?",
         ),
     ),
@@ -162,7 +162,7 @@ WORDINGS = {
     "The lines show the {measured} in two towns. In which town was it {how}?": Words(
         "Two towns kept a record of the {measured}. Name the one that had it {how}.",
         (
-            "Each line is the {measured} in a town. Which town had it {how}?",
+            "Each line is the {measured} in a town. Say in which it was {how}.",
             "Compare the lines for the {measured}: which was {how}?",
         ),
     ),
@@ -203,7 +203,7 @@ WORDINGS = {
     "Which star is {down} of the equator and {across} of the prime meridian?": Words(
         "What color is the star that lies {across} of the prime meridian and {down} of the equator?",
         (
-            "Equator and prime meridian cross on the map. What color is the star in the {down} and {across}?",
+            "Equator and prime meridian cross on the map. Look {down} and {across}: which star is there?",
             "The map shows several stars. Which is to the {down} of the equator, to the {across} of the prime meridian?",
         ),
     ),
@@ -248,7 +248,7 @@ WORDINGS = {
     ),
     "Which sample has the higher temperature?": Words(
         "One of the gases may be warmer: which?",
-        ("Compare the samples: which is hotter?", "In which sample do the particles have more energy on average?"),
+        ("Compare the samples: which is hotter?", "Which sample would a thermometer find warmer?"),
     ),
     "Which was the {kind} variable in this experiment?": Words(
         "In what was done here, what served as {kind} variable?",

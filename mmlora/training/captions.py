@@ -45,18 +45,20 @@ def learn_to_read(
     for parameter in connector.values():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
-    with TemporaryDirectory(dir=work) as folder:
-        log = fit(model, Samples(vlm, lessons), TrainSettings(minutes=minutes, learning_rate=RATE), folder)
-    for parameter in connector.values():
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(own)
-        parameter.grad = None
+    try:
+        with TemporaryDirectory(dir=work) as folder:
+            log = fit(model, Samples(vlm, lessons), TrainSettings(minutes=minutes, learning_rate=RATE), folder)
+    finally:
+        for parameter in connector.values():
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.to(own)
+            parameter.grad = None
     record = {
         "way": "through the decoder",
         "pictures": len(lessons),
         "captioned": len(lessons),
         "samples_seen": log.samples_seen,
         "seconds": round(log.seconds, 1),
-        "log": [{"step": r["step"], "loss": r["loss"]} for r in (log.records[0], log.records[-1])],
+        "log": [{"step": r["step"], "loss": r["loss"]} for r in log.records],
     }
     return {name: parameter.detach().clone() for name, parameter in connector.items()}, record
