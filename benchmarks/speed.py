@@ -189,10 +189,11 @@ def matrix_peak() -> float:
     return 2 * side**3 / min(seconds[1:])
 
 
-def operations(vlm: VLM, samples: list[Sample], upper: bool) -> float:
-    """What a step cannot do without, a sample: the frozen products forward and the gradient through them, and the head's."""
-    layers = list(decoder_layers(vlm.model))[len(decoder_layers(vlm.model)) // 2 if upper else 0 :]
-    weights = sum(m.weight.numel() for layer in layers for m in layer.modules() if type(m) is torch.nn.Linear)
+def operations(vlm: VLM, samples: list[Sample], layers: int) -> float:
+    """What a step on the uppermost `layers` cannot do without, a sample: the frozen products forward and the gradient
+    through them, and the head's."""
+    upper = list(decoder_layers(vlm.model))[-layers:]
+    weights = sum(m.weight.numel() for layer in upper for m in layer.modules() if type(m) is torch.nn.Linear)
     head = vlm.model.get_output_embeddings().weight.numel()
     tokens, supervised = sum(map(len, samples)), sum(int((s.labels != IGNORED).sum()) for s in samples)
     return 4 * (weights * tokens + head * supervised) / len(samples)
@@ -210,7 +211,8 @@ def measure(name: str, model: str, sizes: Sizes, folder: Path) -> dict:
     samples = Samples(vlm, lessons)
     encoded = [samples[i] for i in range(len(samples))]
     order = batches([len(sample) for sample in encoded], sizes.batch, seed=0, epoch=0)
-    peak, needed = matrix_peak(), operations(vlm, encoded, upper=name in UPPER)
+    depth = len(decoder_layers(vlm.model))
+    peak, needed = matrix_peak(), operations(vlm, encoded, depth - depth // 2 if name in UPPER else depth)
     # Trainers take the batches as they come; ours makes the same ones out of any order
     ordered = [lessons[i] for batch in order for i in batch] if name in "ab" else lessons
     timed = CONTENDERS[name](Work(vlm, ordered, sizes, folder))

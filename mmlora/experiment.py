@@ -74,7 +74,7 @@ class Experiment:
         self.cache()
         self.fit()
         metrics = self.score()
-        if processes.first():
+        if processes.first() or processes.sharded():
             self.explain()
         return metrics
 
@@ -143,9 +143,9 @@ class Experiment:
         samples = Samples(self.vlm, self.taught)
         only_language = self.settings.towers == ("language",) and not self.settings.train_connector
         with self.budget.watch("cache"):
-            self.samples: TrainingSet = (
-                PrefixCache.build(self.model, samples, self.folder / "cache") if only_language else samples
-            )
+            self.samples: TrainingSet = samples
+            if only_language and not processes.sharded():
+                self.samples = PrefixCache.build(self.model, samples, self.folder / "cache")
 
     def reserve(self) -> float:
         """Minutes that scoring will take after training, from a timed trial, and a tenth more: `reserved`."""
@@ -210,7 +210,8 @@ class Experiment:
         seen = [(p, q) for p, q in zip(self.test, self.predictions) if p.image is not None]
         chosen = seen[:: max(1, len(seen) // (count + 1))][:count]
         self.maps = {problem.id: occlusion(self.learner, problem, said) for problem, said in chosen}
-        keep_examples(self.folder, self.test, self.predictions, self.maps)
+        if processes.first():
+            keep_examples(self.folder, self.test, self.predictions, self.maps)
         return chosen
 
     def _transfer(self) -> list[Problem]:

@@ -6,28 +6,36 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import pytest
 import together
 import torch
 
+from mmlora.adapters.files import load_adapter
+from mmlora.evaluation.answering import evaluate
 from mmlora.models import processes
+from mmlora.models.vlm import load_base
 from mmlora.training import checkpoint
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no processes")
 
 
-def launch(name: str, folder: Path, count: int = 2) -> subprocess.CompletedProcess:
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch --use_fsdp` sets
+
+
+def launch(name: str, folder: Path, count: int = 2, **env: str) -> subprocess.CompletedProcess:
     """As `accelerate launch` starts processes on cards: by torchrun. On processors it asks for MPI, which few have."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count),
                str(TESTS / "together.py"), name, str(folder)]  # fmt: skip
     paths = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": paths, **env}
+    return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
-def together_do(name: str, folder: Path, count: int = 2) -> tuple:
+def together_do(name: str, folder: Path, count: int = 2, **env: str) -> tuple:
     """What each of the processes found, and what was said."""
-    done = launch(name, folder, count)
+    done = launch(name, folder, count, **env)
     assert done.returncode == 0, done.stderr[-3000:]
     return *(json.loads((folder / f"{name}-{i}.json").read_text()) for i in range(count)), done.stdout + done.stderr
 
@@ -82,6 +90,29 @@ def test_answers_come_from_shares_in_order(tmp_path):
     assert first == second and [a[:2] for a in first] == [a[:2] for a in alone]
     for one, other in zip(first, alone):
         assert one[2] == pytest.approx(other[2], abs=1e-4)
+
+
+def test_sharded_weights_learn_the_same_and_give_a_whole_adapter(tmp_path, one_thread):
+    families.save(families.build("smolvlm"), tmp_path / "model")
+    one = together.spread(tmp_path)
+    first, second, said = together_do("spread", tmp_path, **FSDP)
+    assert first["held"] + second["held"] == one["held"] and 0.4 < first["held"] / one["held"] < 0.6
+    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    assert first["before"] == second["before"] == one["before"] and first["losses"][-1] < first["losses"][0]
+    assert said.count("weights are spread over 2 processes: layers take the plain path, nothing is cached") == 1
+    vlm = load_base(tmp_path / "model")
+    ours = vlm.with_model(load_adapter(vlm.model, tmp_path / "adapter-2"))
+    for answer, theirs, alone in zip(evaluate(ours, together.PROBLEMS[:5]), first["scores"], one["scores"]):
+        assert answer.scores == pytest.approx(theirs, abs=1e-4)
+        assert answer.scores == pytest.approx(alone, abs=1e-2)
+
+
+@pytest.mark.parametrize("how", [{"FSDP_VERSION": "1"}, {"FSDP_OFFLOAD_PARAMS": "true"}])
+def test_other_ways_to_shard_are_refused(monkeypatch, how):
+    for name, value in {**FSDP, **how}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(processes.ShardingError, match="launch with --fsdp_version 2 --fsdp_offload_params false"):
+        processes.shard([torch.nn.Linear(2, 2)])
 
 
 def test_alone_nothing_is_shared():

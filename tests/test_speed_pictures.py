@@ -23,3 +23,20 @@ def test_a_contender_with_several_seeds_has_one_name_and_a_line_for_each():
     lines = [line for line in axes.lines if list(line.get_ydata()) == [50, 80]]
     assert len(lines) == 3
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [pictures.NAMES["a"], pictures.NAMES["e"]]
+
+
+def point(value, step=0.06):
+    return {"value": value, "step_seconds": step, "cache_seconds": 0.02, "memory_gb": 3.0, "tokens": 89.0}
+
+
+def test_what_was_not_measured_is_on_paper():
+    sweeps = {"problems": [point(1000), point(2000)], "rank": [point(4, 0.05), point(16)]}
+    paper = {
+        "problems": {"4000": {"cache_seconds": 80.0, "step_seconds": 240.0}},
+        "machines": {"T4": {"peak_tflops": 65, "source": "a data sheet", "step_seconds": 0.002}},
+    }
+    said = pictures.scaling_tables({"sweeps": sweeps, "on_paper": paper})
+    assert "| 2,000 | 0.7 | 2.0 | measured |" in said and "| 4,000 | 1.3 | 4.0 | on paper |" in said
+    assert "| rank: 4 | 89 | 50 | 20 | 3.0 GB |" in said and "| T4 (on paper) | 65 | a data sheet | 2 |" in said
+    (field,) = [axes for axes in pictures.cost_by_size(sweeps).axes if axes.get_visible()]
+    assert list(field.lines[0].get_ydata()) == [50, 60] and field.get_xlabel() == "rank"

@@ -146,7 +146,7 @@ def test_out_of_memory_halves_the_forward_pass_and_not_the_step(tmp_path, capsys
 def test_a_sample_that_never_fits_ends_the_run_with_its_name(tmp_path):
     source = Large()
     source.room = 0
-    with pytest.raises(TrainingError, match=r"sample sample-\d+.* alone does not fit in memory"):
+    with pytest.raises(TrainingError, match=r"samples sample-\d+.* do not fit in memory, 1 at a time"):
         fit(tiny.adapted(), source, QUICK, tmp_path)
 
 

@@ -19,11 +19,13 @@ import tinyvlm
 import torch
 
 from mmlora.adapters import lora
+from mmlora.adapters.files import save_adapter
 from mmlora.encoding.prefix import PrefixCache
 from mmlora.encoding.prompts import taught
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import evaluate
 from mmlora.models import processes
+from mmlora.models.vlm import decoder_layers, load_base
 from mmlora.training.fit import fit
 
 PROBLEMS = [replace(problem, id=f"{problem.id}-{i}") for i in range(3) for problem in tinyvlm.PROBLEMS]
@@ -77,6 +79,28 @@ def prefix(folder: Path) -> dict:
 def answers(folder: Path) -> list:
     vlm = families.build("smolvlm")
     return [[p.id, p.choice, list(p.scores)] for p in evaluate(vlm, PROBLEMS[:11], progress=False)]
+
+
+def spread(folder: Path) -> dict:
+    """A model from a folder, asked, adapted, trained and asked again; the first process saves its adapter."""
+    vlm = load_base(folder / "model")
+    held = sum(shard_of(p).numel() for p in decoder_layers(vlm.model).parameters())
+    before = [p.choice for p in evaluate(vlm, PROBLEMS[:5], progress=False)]
+    model = lora.attach(vlm.model, rank=4, layers=(2, 3))
+    log = fit(model, Samples(vlm, [taught(p, "answer") for p in PROBLEMS]), FIFTY, folder / f"of-{processes.count()}")
+    said = evaluate(vlm.with_model(model), PROBLEMS[:5], progress=False)
+    if processes.first():
+        save_adapter(model, folder / f"adapter-{processes.count()}", {})
+    return {
+        "held": held,
+        "before": before,
+        "losses": [r["loss"] for r in log.records],
+        "scores": [p.scores for p in said],
+    }
+
+
+def shard_of(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/speed.md, and its table, from their records: `python -m tools.speed_pictures`."""
+"""Draw the pictures of docs/speed.md, and its tables, from their records: `python -m tools.speed_pictures`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ NAMES = {
     "e": "mmlora, upper half, cached up to there",
 }
 LOOKS = {"a": (VERMILION, "s", ":"), "c": (ORANGE, "^", "--"), "e": (BLUE, "o", "-")}
+SCALED = {  # what `benchmarks/scaling.py` varies, as the table and the picture call it
+    "rank": "rank",
+    "visual_tokens": "visual tokens",
+    "layers": "layers trained",
+    "words": "texts",
+    "cores": "cores",
+    "processes": "processes of one core each",
+}
 KINDS = (BLUE, SKY, ORANGE, GREEN, PURPLE, GREY)
 
 
@@ -81,20 +89,78 @@ def table(records: Sequence[Mapping]) -> str:
     return markdown(["", "seed", "samples seen", *(f"{mark} %" for mark in marks), "last answer, %"], rows)
 
 
+def cost_by_size(sweeps: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Milliseconds of a step, a sample, over what was varied: a field for each."""
+    shown = [name for name in SCALED if name in sweeps]
+    figure = sized(7.5, 2.1 * -(-len(shown) // 3))
+    fields = figure.subplots(-(-len(shown) // 3), 3, sharey=True, squeeze=False).flatten()
+    for name, axes in zip(shown, fields):
+        steps = [1000 * found["step_seconds"] for found in sweeps[name]]
+        axes.plot([str(found["value"]) for found in sweeps[name]], steps, color=BLUE, marker="o")
+        axes.set(xlabel=SCALED[name], ylim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in fields[len(shown) :]:
+        axes.set_visible(False)
+    figure.supylabel("milliseconds a sample", fontsize=FONT + 1)
+    return figure
+
+
+def scaling_tables(record: Mapping) -> str:
+    """What a sample costs at every point; what many problems cost; and other machines, on paper."""
+    sweeps, paper = record["sweeps"], record["on_paper"]
+    rows = [
+        [
+            f"{SCALED[name]}: {found['value']}",
+            f"{found['tokens']:.0f}",
+            f"{1000 * found['step_seconds']:.0f}",
+            f"{1000 * found['cache_seconds']:.0f}",
+            f"{found['memory_gb']:.1f} GB",
+        ]
+        for name in SCALED
+        for found in sweeps.get(name, ())
+    ]
+    many = {n["value"]: ({k: n["value"] * n[k] for k in ("cache_seconds", "step_seconds")}, "measured")
+            for n in sweeps.get("problems", ())}  # fmt: skip
+    many |= {int(n): (costs, "on paper") for n, costs in paper["problems"].items()}
+    minutes = [
+        [f"{n:,}", f"{costs['cache_seconds'] / 60:.1f}", f"{costs['step_seconds'] / 60:.1f}", how]
+        for n, (costs, how) in many.items()
+    ]
+    machines = [
+        [f"{name} (on paper)", f"{found['peak_tflops']:g}", found["source"], f"{1000 * found['step_seconds']:.2g}"]
+        for name, found in paper["machines"].items()
+    ]
+    peak = "published peak, 10¹² operations/s"
+    return "\n\n".join(
+        [
+            "![Milliseconds a sample over what is varied](scaling.png)",
+            markdown(
+                ["one thing varied", "tokens a sample", "step, ms a sample", "cache, ms a sample", "memory"], rows
+            ),
+            markdown(["problems", "minutes of filling the cache", "minutes of an epoch", ""], minutes),
+            markdown(["another machine", peak, "said by", "step, ms a sample"], machines),
+        ]
+    )
+
+
 def main() -> None:
-    profile = RESULTS / "speed" / "profile.json"
+    profile, scaling = RESULTS / "speed" / "profile.json", RESULTS / "speed" / "scaling.json"
     trainings = [json.loads(path.read_text()) for path in sorted((RESULTS / "time_to_accuracy").glob("*.json"))]
     pictures: dict[Path, Figure] = {}
+    tables: dict[str, str] = {}
     if profile.is_file():
         record = json.loads(profile.read_text())
         named = {"plain layers": record["plain"]["by_kind"], "fused layers": record["fused"]["by_kind"]}
         pictures[DOCS / "step_profile.png"] = time_bars(named)
     if trainings:
         pictures[DOCS / "time_to_accuracy.png"] = learning_by_the_clock(trainings)
-        page = DOCS / "speed.md"
-        page.write_text(
-            render_readme(page.read_text(encoding="utf-8"), {"reached": table(trainings)}), encoding="utf-8"
-        )
+        tables["reached"] = table(trainings)
+    if scaling.is_file():
+        record = json.loads(scaling.read_text())
+        pictures[DOCS / "scaling.png"] = cost_by_size(record["sweeps"])
+        tables["scaling"] = scaling_tables(record)
+    page = DOCS / "speed.md"
+    page.write_text(render_readme(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
     for path, figure in pictures.items():
         path.write_bytes(compact_png(figure, dpi=140))
         print(f"-> {path}")

@@ -23,6 +23,7 @@ from mmlora.adapters.kernels import ACTS, LEAST, Attention, Gated, Rotated, bias
 from mmlora.adapters.products import Product, Unfit, stacked
 from mmlora.encoding.loss import converted, head_in
 from mmlora.models.precision import DTYPES, precision
+from mmlora.models.processes import has_shards
 from mmlora.models.vlm import base_model, decoder_layers
 
 ROWS = 512  # tokens that go through an MLP at a time where no gradient is asked for
@@ -133,7 +134,8 @@ class FusedLayer:
 class fused:
     """Inside, the decoder's layers compute in the fused way, for training and for answers; one that cannot says so.
 
-    May be entered again: what was made stays. An adapter is what it was at a layer's first call.
+    Weights that `shard` took apart stay in the plain layers. May be entered again: what was made stays. An adapter is what
+    it was at a layer's first call.
     """
 
     def __init__(self, model: nn.Module):
@@ -145,7 +147,7 @@ class fused:
     def __enter__(self) -> None:
         with ExitStack() as stack:
             for layer in decoder_layers(self.model):
-                plain = layer in self.made and self.made[layer] is None
+                plain = has_shards(layer) or (layer in self.made and self.made[layer] is None)
                 if not plain and "forward" not in vars(layer):  # or else inside another `fused`
                     layer.forward = partial(self._forward, layer, layer.forward)
                     stack.callback(vars(layer).pop, "forward", None)

@@ -63,9 +63,11 @@ class PrefixCache:
     def build(cls, model: nn.Module, samples: Samples, folder: Path | str) -> PrefixCache:
         """Compute what is missing under `folder`; a cache of the same weights and samples is used again.
 
-        Raises `CacheError` on a full or unwritable disk, or when the folder holds anything else; a half-written cache
-        is never used, and an old one stays until the new one is complete.
+        Raises `CacheError` on a full or unwritable disk, when the folder holds anything else, and for sharded weights; a
+        half-written cache is never used, and an old one stays until the new one is complete.
         """
+        if processes.sharded():
+            raise CacheError("weights that are spread over processes are not cached: train on the `Samples` themselves")
         folder, first = Path(folder), boundary(model)
         deep = getattr(getattr(base_model(model).config, "vision_config", None), "deepstack_visual_indexes", ())
         if first < len(deep):

@@ -64,8 +64,23 @@ def evaluate(
     """
     if method not in get_args(Method):
         raise EvaluationError(f"no scoring method is called {method!r}; there are {', '.join(get_args(Method))}")
-    share = processes.mine(problems)
-    return processes.together(_answered(vlm, share, method, batch_size, shuffle_seed, max_new_tokens, progress))
+    alone = processes.sharded()  # a forward pass takes all processes, so all of them answer everything
+    share = problems if alone else processes.mine(problems)
+    answers, *counts = _answered(vlm, share, method, batch_size, shuffle_seed, max_new_tokens, progress)
+    if not alone:
+        answers, counts = processes.together(answers), [sum(each) for each in zip(*processes.gathered(counts))]
+    cut, guessed = counts
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
+            stacklevel=2,
+        )
+    if guessed:
+        warnings.warn(
+            f"{guessed} of {len(problems)} answers named no letter and were guessed, as the official scorer does",
+            stacklevel=2,
+        )
+    return answers
 
 
 def _answered(
@@ -76,8 +91,8 @@ def _answered(
     shuffle_seed: int | None,
     max_new_tokens: int,
     progress: bool,
-) -> list[Prediction]:
-    """What `evaluate` promises, of this process's share."""
+) -> tuple[list[Prediction], int, int]:
+    """What `evaluate` promises, of this process's share, and how many answers were cut and how many guessed."""
     orders = [_order(problem, shuffle_seed) for problem in problems]
     shown = [problem.reordered(order) for problem, order in zip(problems, orders)]
     answers: dict[int, Prediction] = {}
@@ -101,18 +116,7 @@ def _answered(
             answers |= {i: _prediction(problems[i], orders[i], *answer) for i, answer in zip(rows, found)}
             bar.update(len(rows))
             give_back()  # a KV cache grows by copying: each length leaves a hole behind
-    cut, guessed, whole = (sum(processes.gathered(number)) for number in (cut, guessed, len(problems)))
-    if cut:
-        warnings.warn(
-            f"{cut} of {whole} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
-            stacklevel=3,
-        )
-    if guessed:
-        warnings.warn(
-            f"{guessed} of {whole} answers named no letter and were guessed, as the official scorer does",
-            stacklevel=3,
-        )
-    return [answers[i] for i in range(len(problems))]
+    return [answers[i] for i in range(len(problems))], cut, guessed
 
 
 def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple[int, str, tuple[float, ...]]]:

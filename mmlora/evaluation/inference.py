@@ -18,6 +18,7 @@ from mmlora.adapters.fused import fused
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import on_device
 from mmlora.encoding.sample import SAID, Sample, collate, encode
+from mmlora.models import processes
 from mmlora.models.precision import mixed
 from mmlora.models.vlm import VLM, base_model
 
@@ -136,8 +137,9 @@ def evaluating(vlm: VLM) -> Iterator[None]:
     """Evaluation mode without gradients; the training flags of all modules come back as they were."""
     training: list[torch.nn.Module] = [m for m in vlm.model.modules() if m.training]
     vlm.model.eval()
+    without = torch.no_grad if processes.sharded() else torch.inference_mode  # a shard's buffers serve training too
     try:
-        with torch.inference_mode(), mixed(vlm.model.device), fused(vlm.model):
+        with without(), mixed(vlm.model.device), fused(vlm.model):
             yield
     finally:
         for module in training:

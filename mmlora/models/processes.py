@@ -1,23 +1,30 @@
 """Several processes at one run, each on its share of every batch: `accelerate launch` starts them, nothing here does.
 
-With one process, which is the rule, nothing here does anything.
+With one process, which is the rule, nothing here does anything. `shard` is for weights that one card cannot hold.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
+from torch import nn
 
+from mmlora.errors import MMLoraError
 from mmlora.models.precision import device
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(hours=2)  # one process may fetch weights, or explain, while the others wait
+
+
+class ShardingError(MMLoraError):
+    """Weights that cannot be shared out among processes; the message says what to do."""
 
 
 def _state() -> PartialState:
@@ -83,14 +90,14 @@ def agreed(*numbers: float) -> list[float]:
     return broadcast(torch.tensor(numbers, dtype=torch.float64, device=_state().device)).tolist()
 
 
-def share_start(parameters: Iterable[torch.nn.Parameter]) -> None:
+def share_start(parameters: Iterable[nn.Parameter]) -> None:
     """Every process begins with the first one's numbers."""
     if count() > 1:
         for parameter in parameters:
             parameter.data.copy_(broadcast(parameter.data.clone()))
 
 
-def add_up(parameters: Iterable[torch.nn.Parameter], *numbers: float) -> list[float]:
+def add_up(parameters: Iterable[nn.Parameter], *numbers: float) -> list[float]:
     """Sum gradients over all processes, in place, and these numbers with them; one that no process has stays None."""
     if count() == 1:
         return list(numbers)
@@ -103,3 +110,39 @@ def add_up(parameters: Iterable[torch.nn.Parameter], *numbers: float) -> list[fl
     for parameter, gradient, found in zip(trained, whole.split([p.numel() for p in trained]), reached):
         parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if found else None
     return known
+
+
+def sharded() -> bool:
+    """Whether frozen weights are shared out among the processes: `accelerate launch --use_fsdp --fsdp_version 2`.
+
+    Every forward pass then takes all processes at once.
+    """
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and count() > 1
+
+
+def shard(layers: Iterable[nn.Module]) -> None:
+    """Keep this process's share of each layer's weights, in place; a layer is whole only while it computes.
+
+    Fully sharded data parallel (Zhao et al. 2023, 2304.11277) in torch's second version, as accelerate's plugin is set.
+    For frozen weights: an adapter comes later, and is whole in every process. Raises `ShardingError` for other settings.
+    """
+    from torch.distributed import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+
+    plugin = FullyShardedDataParallelPlugin()
+    if plugin.fsdp_version != 2 or isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ShardingError("weights are sharded by FSDP 2 without offloading only; launch with --fsdp_version 2 "
+                            "--fsdp_offload_params false")  # fmt: skip
+    if first():
+        print(
+            f"weights are spread over {count()} processes: layers take the plain path, nothing is cached, and every process "
+            "answers all problems"
+        )
+    mesh = init_device_mesh(device().type, (count(),))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=bool(plugin.reshard_after_forward))
+
+
+def has_shards(module: nn.Module) -> bool:
+    """Whether `shard` took this module's weights apart."""
+    return sharded() and hasattr(module, "reshard")  # inside its forward the weights are whole

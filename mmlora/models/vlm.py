@@ -23,7 +23,7 @@ from transformers import (
 from mmlora import guests
 from mmlora.errors import MMLoraError
 from mmlora.models import base as bases
-from mmlora.models import catalog, hub
+from mmlora.models import catalog, hub, processes
 from mmlora.models.base import Base
 from mmlora.models.memory import reuse_blocks
 from mmlora.models.precision import device, nf4, weights_dtype
@@ -91,10 +91,15 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     It comes in evaluation mode, on the best device here, in the precision that suits it. `side` bounds the size of
     pictures in pixels (`models.resolution`), `revision` is a commit or tag on the hub, `four_bit` keeps frozen weights
     in NF4 (QLoRA, arXiv 2305.14314).
-    Raises `UnknownModel` (with the nearest names), `HubError`, `ResolutionError`, `PrecisionError`, and what a guest
-    raises whose weights cannot be had.
+    Where the processes share the weights (`models.processes.sharded`), each gets its part of the decoder's layers.
+    Raises `UnknownModel` (with the nearest names), `HubError`, `ResolutionError`, `PrecisionError`, `ShardingError`, and
+    what a guest raises whose weights cannot be had.
     """
     name = str(name)
+    if four_bit and processes.sharded():
+        raise processes.ShardingError(
+            "weights in four bits cannot be sharded; leave four_bit out, or launch without FSDP"
+        )
     entry, (folder, base) = catalog.find(name), _locate(name, revision)
     register(folder)
     reuse_blocks()
@@ -102,6 +107,8 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     placed = {"quantization_config": nf4(), "device_map": {"": device()}} if four_bit else {}
     model = kind.from_pretrained(folder, dtype=weights_dtype(), use_safetensors=True, **placed)
+    if processes.sharded():
+        processes.shard(decoder_layers(model))
     if not four_bit:
         model = model.to(device())
     bases.mark(model, base)

@@ -97,11 +97,10 @@ class _Run:
             raise TrainingError("nothing in this model is trainable; attach an adapter first")
         self.accelerator = Accelerator(mixed_precision=precision(), cpu=processes.on_processor())
         self.model = model.to(self.accelerator.device)
-        self.optimizer = self.accelerator.prepare(
-            torch.optim.AdamW(
-                self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-            )
+        adam = torch.optim.AdamW(
+            self.parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
+        self.optimizer = self.accelerator.prepare_optimizer(adam)
         self.place, self.journal = _Place(), Journal(folder, quiet=not processes.first())
         self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved if too many
         self.order: list[list[int]] = []
@@ -136,7 +135,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.next_batch()
-        loss, tokens = self.backward(processes.mine(batch))
+        loss, tokens = self.backward(batch)
         by_tower = None if self.all_reached else self.reached()
         norm = self.clip(batch)
         self.optimizer.step()
@@ -185,19 +184,20 @@ class _Run:
     def backward(self, batch: Sequence[int]) -> tuple[float, int]:
         """Gradients of the mean loss over all processes' supervised tokens; returns that loss and their number.
 
-        A batch that does not fit in memory is taken in halves from then on: more forward passes, the same step.
+        A share that does not fit in memory is taken in halves from then on: more forward passes, the same step.
         """
+        share, most = processes.mine(batch), -(-len(batch) // processes.count())
         while True:
-            size = max(1, min(self.micro, len(batch)))  # a process may have none of a small batch
+            size = min(self.micro, most)
             try:
-                total, tokens = self.accumulate([batch[at : at + size] for at in range(0, len(batch), size)])
+                total, tokens = self.accumulate([share[at : at + size] for at in range(0, most, size)], batch[:1])
                 break
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                if size == 1:
+                if size == 1 or processes.sharded():  # the others wait in a forward pass that takes all
                     raise TrainingError(
-                        f"sample {self.names(batch)} alone does not fit in memory; train fewer layers, "
+                        f"samples {self.names(share)} do not fit in memory, {size} at a time; train fewer layers, "
                         "take smaller pictures or a smaller model"
                     ) from error
             self.micro = -(-size // 2)
@@ -229,12 +229,14 @@ class _Run:
             )
         return norms if self.all_reached else None
 
-    def accumulate(self, parts: list[Sequence[int]]) -> tuple[float, int]:
-        """Add up the gradients of the summed losses of `parts`."""
+    def accumulate(self, parts: list[Sequence[int]], spare: Sequence[int]) -> tuple[float, int]:
+        """Add up the gradients of the summed losses of `parts`; an empty one is `spare`, which counts nothing."""
         total, tokens = 0.0, 0
         for part in parts:
             with self.accelerator.autocast(), attention(self.accelerator.device):
-                loss_sum, supervised = self.data.loss(self.model, list(part))
+                loss_sum, supervised = self.data.loss(self.model, list(part or spare))
+            if not part:  # all processes take as many forward passes
+                loss_sum, supervised = 0 * loss_sum, 0
             value = loss_sum.item()
             if not math.isfinite(value):
                 raise self.not_finite("loss", part)
