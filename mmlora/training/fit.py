@@ -97,9 +97,8 @@ class _Run:
             raise TrainingError("nothing in this model is trainable; attach an adapter first")
         self.accelerator = Accelerator(mixed_precision=precision(), cpu=processes.on_processor())
         self.model = model.to(self.accelerator.device)
-        adam = torch.optim.AdamW(
-            self.parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        rate, decay = settings.learning_rate, settings.weight_decay
+        adam = torch.optim.AdamW(self.parameters, rate, weight_decay=decay, fused=True)
         self.optimizer = self.accelerator.prepare_optimizer(adam)
         self.place, self.journal = _Place(), Journal(folder, quiet=not processes.first())
         self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved if too many
@@ -262,8 +261,6 @@ class _Run:
 
     def names(self, batch: Sequence[int]) -> str:
         return ", ".join(str(self.data.ids[i]) for i in batch[:8]) + (" and more" if len(batch) > 8 else "")
-
-    # The checkpoints.
 
     def save(self, must: bool = False):
         """Write a checkpoint unless this step has one. A failure is said and survived, unless `must`."""
