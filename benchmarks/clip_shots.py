@@ -49,6 +49,11 @@ def said(model, tokens, asked) -> torch.Tensor:
     return torch.cat([(model.encode_image(p, normalize=True) @ texts.T).argmax(1) for p in asked.split(64)]).clone()
 
 
+def percents(found: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Mean and 95 % interval of each (draws, pictures)."""
+    return {way: [round(100 * each.mean().item(), 2), *scores.interval(each)] for way, each in found.items()}
+
+
 def main():
     state, clip = machine.git_state(), train.joined()
     icons = json.loads((DATA / "assets" / "icons.json").read_text())
@@ -85,9 +90,9 @@ def main():
         "shots": SHOTS,
         "draws": SEEDS,
         "asked": len(asked),
-        "accuracy": {w: [round(100 * e.mean().item(), 2), *scores.interval(e)] for w, e in found.items()},
-        "over_first": {w: [round(100 * e.mean().item(), 2), *scores.interval(e)] for w, e in more.items()},
-        "over_probe": {w: [round(100 * e.mean().item(), 2), *scores.interval(e)] for w, e in over.items()},
+        "accuracy": percents(found),
+        "over_first": percents(more),
+        "over_probe": percents(over),
         **machine.circumstances(state),
     }
     target = RESULTS / "openclip" / "shots.json"

@@ -15,6 +15,8 @@ import typer
 
 from mmlora.adapters.files import load_vlm
 from mmlora.evaluation.answering import evaluate
+from mmlora.evaluation.controls import Answered
+from mmlora.evaluation.examination import worded
 from mmlora.evaluation.scores import score
 from mmlora.minisqa import generate
 from mmlora.paths import RESULTS
@@ -30,10 +32,9 @@ def main(
     state, run = machine.git_state(), Metrics.load(RESULTS / name / "metrics.json")
     problems = list(generate("test", run.n_test, seed=seed))
     said = evaluate(load_vlm(RESULTS / name / "adapter"), problems, run.settings["method"], batch_size=64)
-    found = {"accuracy": score(problems, said).to_dict()}
-    for wording in ("seen", "unseen"):
-        pairs = [(problem, answer) for problem, answer in zip(problems, said) if problem.wording == wording]
-        found[f"{wording}_wording"] = score(*zip(*pairs)).to_dict()
+    whole = Answered(problems, said)
+    parts = {"accuracy": whole, "seen_wording": worded(whole, "seen"), "unseen_wording": worded(whole, "unseen")}
+    found = {part: score(*answered).to_dict() for part, answered in parts.items()}
     record = {"run": name, "seed": seed, **found, "of_the_run": run.accuracy, **machine.circumstances(state)}
     target = RESULTS / "drawn_anew" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)

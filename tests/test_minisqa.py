@@ -116,15 +116,12 @@ def test_three_skills_are_asked_in_the_split_transfer_alone(splits):
     assert {problem.skill for problem in splits["train"]} == set(SKILLS) - set(UNTRAINED)
 
 
-def _flat(words):
-    return [words.test, *words.train]
-
-
 @pytest.mark.parametrize("name", SKILLS)
 def test_every_skill_asks_in_other_words_too(name):
     problems = list(generate("train", 40, skills=[name]))
     plain = problems[::3] if name not in UNTRAINED else problems
-    others = [(problem, other) for problem in plain for other in _flat(reworded(problem.question))]
+    others = [(problem, other) for problem in plain for words in [reworded(problem.question)]
+              for other in (words.test, *words.train)]  # fmt: skip
     for problem, other in others:
         fitting = [asked for asked in WORDINGS if wordings._pattern(asked).fullmatch(problem.question)]
         assert len(fitting) == 1, f"{problem.question} is asked in {fitting}"

@@ -34,8 +34,8 @@ class Examination:
             "best_guess": score(problems, best_guess(problems, train)).to_dict(),
             "chance": chance(problems),
             "blank_image": score(*self.blank).to_dict(),
-            "seen_wording": self._worded("seen"),
-            "unseen_wording": self._worded("unseen"),
+            "seen_wording": score(*worded(self.test, "seen")).to_dict(),
+            "unseen_wording": score(*worded(self.test, "unseen")).to_dict(),
             "untrained_skills": score(*self.transfer).to_dict(),
             "controls": {name: score(*way).to_dict() for name, way in self.controls.items()},
         }
@@ -53,9 +53,11 @@ class Examination:
             for problem, said in list(zip(problems, answers))[:PRINTED]:
                 print(f"  {problem.question} {'✓' if said.correct else '✗'} {said.text}")
 
-    def _worded(self, wording: str) -> dict:
-        pairs = [(problem, said) for problem, said in zip(*self.test) if problem.wording == wording]
-        return score([problem for problem, _ in pairs], [said for _, said in pairs]).to_dict()
+
+def worded(answered: Answered, wording: str) -> Answered:
+    """Those of the problems whose sentence is `"seen"` or `"unseen"`, with their answers."""
+    pairs = [(problem, said) for problem, said in zip(*answered) if problem.wording == wording]
+    return Answered([problem for problem, _ in pairs], [said for _, said in pairs])
 
 
 def examine(
