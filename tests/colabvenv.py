@@ -35,6 +35,7 @@ def on_colab(source: Path) -> dict[str, str]:
         "COLAB_RELEASE_TAG": "release-colab",
         "MMLORA_SOURCE": str(source),
         "MMLORA_HOME": str(cache_home()),
+        "OMP_NUM_THREADS": "1",  # two of these run at a time
         "PIP_CONSTRAINT": os.devnull,
     }  # whatever this machine's own settings hold back
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables

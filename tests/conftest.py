@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -113,7 +114,7 @@ def real_vlm():
 
 @dataclass(frozen=True)
 class ColabRun:
-    """What the lessons and their solutions leave, run one after the other in an empty folder on the real weights."""
+    """What the lessons and their solutions leave, run in an empty folder on the real weights, two at a time."""
 
     python: Path
     before: (
@@ -154,12 +155,14 @@ def colab_run(tmp_path_factory):
         call("papermill", whole, target, "-k", "python3", "--no-progress-bar", *given, *more)
         return target
 
-    folder, notebooks = work / "runs" / "first", {}
-    printed = call("mmlora", "run", "--minutes", "0.5", "--out", folder)
-    for path in colabvenv.FILES:
-        notebooks[path.stem[:2]] = (
-            folder / path.name
-            if path.stem.startswith("04")
-            else execute(path, *("-p", "RUN", folder) if path.stem.startswith("05") and before is None else ())
-        )
+    folder = work / "runs" / "first"
+    with ThreadPoolExecutor(2) as pool:  # a lesson as small as this mostly waits for imports and its kernel
+        run = pool.submit(call, "mmlora", "run", "--minutes", "0.5", "--out", folder)
+        paths = {path.stem[:2]: path for path in colabvenv.FILES}
+        later = {number: pool.submit(execute, path) for number, path in paths.items() if number not in ("04", "05")}
+        printed = run.result()
+        found = ("-p", "RUN", folder) if before is None else ()  # else it looks for the newest run itself
+        later["05"] = pool.submit(execute, paths["05"], *found)
+        notebooks = {number: each.result() for number, each in later.items()}
+    notebooks["04"] = folder / paths["04"].name
     return ColabRun(python, before, work, folder, printed, notebooks)

@@ -1,6 +1,6 @@
 """Notebooks are well made, which is checked without running them, and they run, which is checked by running them.
 
-They run once, one after the other, from a wheel in an empty folder (see `colab_run` in conftest.py), each with its solutions
+They run once, from a wheel in an empty folder (see `colab_run` in conftest.py), each with its solutions
 behind it: 04 as `make run` runs it, for half a minute on the real model; 05 then reads that run.
 """
 

@@ -33,6 +33,7 @@ class PooledMaps(nn.Module):
         """There is none: timm's own has been left out, and the pooling is this module's."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        pixels = pixels.to(memory_format=torch.channels_last)  # half as fast again on a processor
         found, x = [], self.trunk.bn1(self.trunk.conv_stem(pixels))
         for stage, block in enumerate(self.trunk.blocks):
             x = block(x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -46,14 +47,21 @@ ALTERED = transforms.Compose([  # another hand is other lines and colours, hardl
 def trunk_features(clip: Clip, images: Sequence, views: int = 0, seed: int = 0) -> torch.Tensor:
     """Pictures → (1 + views, pictures, features) below the projection: themselves and altered copies."""
     clip.model.eval()
+    parts = [(view, at) for view in range(1 + views) for at in range(0, len(images), BATCH)]
+
+    def pixels(view: int, at: int) -> torch.Tensor:
+        some = images[at : at + BATCH]
+        return torch.stack([clip.preprocess(ALTERED(image) if view else image) for image in some])
+
     found = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), ThreadPoolExecutor(1) as beside:
         torch.manual_seed(seed)
-        for view in range(1 + views):
-            parts = [images[at : at + BATCH] for at in range(0, len(images), BATCH)]
-            for part in tqdm(parts, desc=f"view {view}", unit="batch", leave=False):
-                pixels = [clip.preprocess(ALTERED(image) if view else image) for image in part]
-                found.append(clip.model.visual.trunk(torch.stack(pixels).to(memory_format=torch.channels_last)))
+        coming = beside.submit(pixels, *parts[0])
+        for following in tqdm([*parts[1:], None], desc="looking", unit="batch", leave=False):
+            here = coming.result()
+            if following:  # drawn and altered while the tower looks at these: one core would wait
+                coming = beside.submit(pixels, *following)
+            found.append(clip.model.visual.trunk(here))
     return torch.cat(found).view(1 + views, len(images), -1).clone()
 
 
