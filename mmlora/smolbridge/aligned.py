@@ -102,7 +102,7 @@ def _altered(image: Image.Image, lot: random.Random) -> Image.Image:
 
 def _reading(pictures: int, held_out: int, minutes: float) -> ReadSettings:
     """How so many pictures are read: in smaller batches where there are few, for `FEWEST` steps where there is time."""
-    usual = ReadSettings(held_out=held_out, fewest_steps=min(FEWEST, round(A_MINUTE * (1 - LOOKING) * minutes)))
+    usual = ReadSettings(held_out=held_out, fewest_steps=min(FEWEST, round(A_MINUTE * minutes)))
     batch = min(usual.batch_size, max(128, usual.epochs * (pictures - held_out) // FEWEST))
     return replace(usual, batch_size=batch)
 
