@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from mmlora import detach
 from mmlora.openclip import adapters, scores, train
-from mmlora.openclip.drawings import TEST, TRAIN, drawings, shots
+from mmlora.openclip.assemble import Clip
+from mmlora.openclip.drawings import TEST, TRAIN, Drawing, drawings, shots
 from mmlora.paths import DATA, RESULTS
 from mmlora.reporting import machine
 
@@ -54,8 +56,24 @@ def percents(found: dict[str, torch.Tensor]) -> dict[str, list[float]]:
     return {way: [round(100 * each.mean().item(), 2), *scores.interval(each)] for way, each in found.items()}
 
 
-def main():
-    state, clip = machine.git_state(), train.joined()
+class Kinds(NamedTuple):
+    """Eight kinds of things: the known hands' drawings to learn from, and another hand's to be asked."""
+
+    known: list[Drawing]
+    names: list[str]
+    tokens: torch.Tensor  # of their sentences
+    asked: torch.Tensor  # pixels
+    truth: torch.Tensor  # places in `names`
+
+    def shots(self, clip: Clip, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels and kinds of `count` drawings of each kind."""
+        chosen = [self.known[i] for i in shots(self.known, self.names, count, seed)]
+        pixels = torch.stack([clip.preprocess(d.image) for d in chosen])
+        return pixels, torch.tensor([self.names.index(d.name) for d in chosen])
+
+
+def kinds_of(clip: Clip, hand: str) -> Kinds:
+    """Lesson 09's kinds, to be told apart in the drawings of `hand`."""
     icons = json.loads((DATA / "assets" / "icons.json").read_text())
     kind_of = {name.replace("_", " "): icon["group"] for name, icon in icons.items() if icon["group"] in GROUPS}
 
@@ -64,15 +82,19 @@ def main():
 
     names = {d.name for d in drawings(TEST)}
     known = by_kind([d for hand in TRAIN for d in drawings(hand) if d.name in names])
-    asked, kinds = by_kind(drawings(TEST)), sorted(GROUPS)
+    asked, kinds = by_kind(drawings(hand)), sorted(GROUPS)
     truth = torch.tensor([kinds.index(d.name) for d in asked])
     tokens = clip.tokenizer([f"a drawing of a {kind}" for kind in kinds])
-    seen = torch.stack([clip.preprocess(d.image) for d in asked])
+    return Kinds(known, kinds, tokens, torch.stack([clip.preprocess(d.image) for d in asked]), truth)
+
+
+def main():
+    state, clip = machine.git_state(), train.joined()
+    kinds = kinds_of(clip, TEST)
+    tokens, seen, truth = kinds.tokens, kinds.asked, kinds.truth
     hits: dict[str, list[torch.Tensor]] = {}
     for seed in tqdm(range(SEEDS), unit="draw"):
-        chosen = [known[i] for i in shots(known, kinds, SHOTS, seed)]
-        pixels = torch.stack([clip.preprocess(d.image) for d in chosen])
-        right = torch.tensor([kinds.index(d.name) for d in chosen])
+        pixels, right = kinds.shots(clip, SHOTS, seed)
         hits.setdefault("linear probe", []).append(probe(clip, pixels, right, seen) == truth)
         for way, within in WAYS.items():
             adapted, done = adapters.attach(clip.model, rank=RANK, within=within, seed=seed), 0
@@ -89,7 +111,7 @@ def main():
     record = {
         "shots": SHOTS,
         "draws": SEEDS,
-        "asked": len(asked),
+        "asked": len(seen),
         "accuracy": percents(found),
         "over_first": percents(more),
         "over_probe": percents(over),

@@ -63,7 +63,7 @@ FIGURES = {
         **{key: {"accuracy": share.accuracy, "ci95": share.ci95, "n": share.n} for key, share in (
             ("known", known), ("unseen", new), ("shuffled_known", shuffled_known), ("shuffled_unseen", shuffled_new))},
         "prompts": prompts, "retrieval": {"before": asdict(before), "after": asdict(after)}, "adapter_start": fresh,
-        "silent": silent, "zero_shot": zero, "asked": len(asked), "few_shot_minutes": few_shot_minutes,
+        "silent": silent, "zero_shot": zero, "asked": len(asked), "trained": len(spent), "all_training_minutes": sum(spent) / 60,
         "interpolated": {f"{100 * alpha:.0f}": both for alpha, both in mix.items()},
         "few_shot": {way: {k: {"accuracy": bars[way][k][0], "ci95": bars[way][k][1:], "draws": [percent(d) for d in hit]}
                            for k, hit in found.items()} for way, found in runs.items()},

@@ -1,0 +1,69 @@
+"""Should few shots be learned one way (each picture among the kinds' sentences) or both ways, as CLIP itself was?
+
+    python benchmarks/clip_losses.py     # some five minutes on two cores; writes results/openclip/losses.json
+
+Lesson 09's few shots with both losses: same draws, same adapters, same steps. Asked is the hand that settings are chosen on.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from clip_shots import RANK, SEEDS, WAYS, kinds_of, percents, said
+from tqdm import tqdm
+
+from mmlora import detach
+from mmlora.openclip import adapters, train
+from mmlora.openclip.assemble import Clip
+from mmlora.openclip.drawings import VALIDATION
+from mmlora.paths import RESULTS
+from mmlora.reporting import machine
+
+COUNTS, STEPS, RATE = (1, 4, 16), 6, 2e-3  # pictures of each kind; the lesson's steps and `train.tune`'s rate
+
+
+def both_ways(clip: Clip, pixels: torch.Tensor, right: torch.Tensor, tokens: torch.Tensor, seed: int) -> None:
+    """`train.tune` with CLIP's own loss: pictures look for their sentence, and sentences for their pictures."""
+    optimizer = torch.optim.AdamW([p for p in clip.model.parameters() if p.requires_grad], RATE, weight_decay=0.0)
+    lot = torch.Generator().manual_seed(seed)
+    for _ in range(STEPS):
+        places = torch.randperm(len(pixels), generator=lot)[: train.BATCH]
+        seen = clip.model.encode_image(pixels[places], normalize=True)
+        texts = clip.model.encode_text(tokens, normalize=True)[right[places]]
+        loss = train.contrastive(seen, texts, clip.model.logit_scale.exp(), right[places])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def main():
+    state, clip = machine.git_state(), train.joined()
+    kinds, hits = kinds_of(clip, VALIDATION), {}
+    for count, seed in tqdm([(count, seed) for count in COUNTS for seed in range(SEEDS)], unit="draw"):
+        pixels, right = kinds.shots(clip, count, seed)
+        for way, within in WAYS.items():
+            for loss in ("one way", "both ways"):
+                adapted = clip._replace(model=adapters.attach(clip.model, rank=RANK, within=within, seed=seed))
+                if loss == "one way":
+                    train.tune(adapted, pixels, right, kinds.tokens, STEPS, RATE, seed)
+                else:
+                    both_ways(adapted, pixels, right, kinds.tokens, seed)
+                found = said(adapted.model, kinds.tokens, kinds.asked) == kinds.truth
+                hits.setdefault(f"{way}, {count} shots, {loss}", []).append(found)
+                detach(adapted.model).requires_grad_(False)
+    found = {way: torch.stack(each).float() for way, each in hits.items()}
+    gaps = {
+        way.removesuffix(", one way"): found[way.replace("one way", "both ways")] - each
+        for way, each in found.items()
+        if way.endswith("one way")
+    }
+    record = {"draws": SEEDS, "asked": len(kinds.asked), "steps": STEPS, "rate": RATE, "hand": VALIDATION,
+              "accuracy": percents(found), "both_over_one": percents(gaps), **machine.circumstances(state)}  # fmt: skip
+    target = RESULTS / "openclip" / "losses.json"
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps({key: record[key] for key in ("accuracy", "both_over_one")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
