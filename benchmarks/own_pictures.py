@@ -2,10 +2,11 @@
 
     python benchmarks/own_pictures.py digits                # scikit-learn's handwritten digits, real ones: ten choices
     python benchmarks/own_pictures.py signs                 # lesson 08's road signs: four choices
-    python benchmarks/own_pictures.py stamps --source /usr/share/tuxpaint/stamps    # Tux Paint's, photographs among them: four kinds
+    python benchmarks/own_pictures.py stamps --source /usr/share/tuxpaint/stamps    # Tux Paint's, some photographs: four kinds
 
 Up to a thousand problems to train on, 200 to answer, all with a caption, which holds the answer: seeing is what is measured.
-The same again where text is all there is, for as many minutes as the run aligned and trained. Writes results/own/SET.json. Digits need scikit-learn, stamps Debian's tuxpaint-stamps-default.
+The same again where text is all there is, for as many minutes as the run aligned and trained. Writes results/own/SET.json.
+Digits need scikit-learn, stamps Debian's tuxpaint-stamps-default.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def evaluate(
     cut, guessed = counts
     if cut:
         warnings.warn(
-            f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens; raise max_new_tokens",
+            f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens (max_new_tokens) and may name no choice",
             stacklevel=2,
         )
     if guessed:

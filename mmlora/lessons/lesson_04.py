@@ -73,7 +73,7 @@ QUIZ = (
         "The run is given 60 minutes. What are they spent on?",
         (
             "On training alone; scoring comes on top.",
-            "On everything: data, cache, training, scoring.",
+            "On everything: data, alignment, cache, training, scoring.",
             "On as many epochs as the settings name.",
         ),
         1,
