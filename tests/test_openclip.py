@@ -296,6 +296,20 @@ def test_the_tower_gives_mean_maximum_and_quarters_of_each_map_in_this_order():
         at += 6 * width
 
 
+def test_a_folded_tower_gives_the_same_numbers_without_norms():
+    torch.manual_seed(0)
+    eye = tower.efficientnet_lite0_maps().eval()
+    for module in eye.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for numbers in (module.running_mean, module.running_var, module.weight, module.bias):
+                numbers.data.uniform_(0.5, 1.5)
+    quick, pictures = tower.folded(eye), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(quick(pictures), eye(pictures), atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in quick.modules())
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in eye.modules()), "a copy"
+
+
 def test_an_interval_counts_the_luck_of_draws_and_of_pictures():
     lot = torch.Generator().manual_seed(0)
     alike = (torch.rand(1, 400, generator=lot) < 0.5).float().repeat(3, 1)  # three runs that say the same

@@ -6,12 +6,15 @@ and where in the picture they are, which the means of its quarters keep.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import timm
 import torch
+from timm.layers import BatchNormAct2d
 from timm.models import register_model
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmlora.smolbridge.assemble import vision_tensors
 
@@ -53,3 +56,15 @@ def load_published(tower: PooledMaps, file: Path) -> None:
     """The published numbers, without the classifier. Raises `WeightsError` where they do not fit."""
     named = vision_tensors(file)
     tower.trunk.load_state_dict({name: named[name] for name in tower.trunk.state_dict()})
+
+
+def folded(tower: PooledMaps) -> PooledMaps:
+    """A copy that only looks, each norm folded into the convolution before it: the same numbers, half as fast again."""
+    quick = copy.deepcopy(tower).eval()
+    for module in list(quick.modules()):
+        children = list(module.named_children())
+        for (name, conv), (after, norm) in zip(children, children[1:]):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, norm.act)
+    return quick

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from mmlora.openclip.assemble import Clip, assembled
 from mmlora.openclip.drawings import TEST, TRAIN, drawings, kept_out
+from mmlora.openclip.tower import folded
 
 PROMPTS = ("{}", "a drawing of {}", "an icon of {}", "a picture of a {}", "a cartoon of a {}")
 BATCH = 32  # pictures at a time through a tower
@@ -46,7 +47,7 @@ ALTERED = transforms.Compose([  # another hand is other lines and colours, hardl
 @torch.inference_mode()
 def trunk_features(clip: Clip, images: Sequence, views: int = 0, seed: int = 0) -> torch.Tensor:
     """Pictures → (1 + views, pictures, features) below the projection: themselves and altered copies."""
-    clip.model.eval()
+    trunk = folded(clip.model.visual.trunk)
     parts = [(view, at) for view in range(1 + views) for at in range(0, len(images), BATCH)]
 
     def pixels(view: int, at: int) -> torch.Tensor:
@@ -61,7 +62,7 @@ def trunk_features(clip: Clip, images: Sequence, views: int = 0, seed: int = 0) 
             here = coming.result()
             if following:  # drawn and altered while the tower looks at these: one core would wait
                 coming = beside.submit(pixels, *following)
-            found.append(clip.model.visual.trunk(here))
+            found.append(trunk(here))
     return torch.cat(found).view(1 + views, len(images), -1).clone()
 
 
@@ -171,8 +172,12 @@ def tune(
     optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
     losses, lot = [], torch.Generator().manual_seed(seed)
     clip.model.eval()  # batch norms keep their statistics: few pictures have none worth keeping
+    adapted = any(p.requires_grad for p in clip.model.visual.parameters())
+    if not adapted:  # what a frozen tower sees is the same at every step
+        with torch.no_grad():
+            frozen = torch.cat([clip.model.encode_image(part, normalize=True) for part in pixels.split(BATCH)])
     for places in _batches(len(pixels), BATCH, steps, lot):
-        seen = clip.model.encode_image(pixels[places], normalize=True)
+        seen = clip.model.encode_image(pixels[places], normalize=True) if adapted else frozen[places]
         said = clip.model.encode_text(tokens, normalize=True)
         loss = cross_entropy(clip.model.logit_scale.exp() * seen @ said.T, names[places])
         optimizer.zero_grad()
