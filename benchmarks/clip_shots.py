@@ -3,7 +3,7 @@
     python benchmarks/clip_shots.py     # some ten minutes on two cores; writes results/openclip/shots.json
 
 The lesson gives LoRA six steps, so that it stays short, where the probe is trained to the end. Here the same draws get up to eight
-times as many, in one training whose answers are taken on the way, the learning rate as in the lesson.
+times as many, in one training that stops for its answers (its optimizer begins anew there), the learning rate as in the lesson.
 """
 
 from __future__ import annotations

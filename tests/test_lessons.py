@@ -36,7 +36,7 @@ QUESTIONS = (Question("Two?", ("1", "2"), 1, "One and one."), Question("Three?",
         ("04-3", 38_400, 7_680, "one layer"),
         ("05-1", 870, 220, "eight points"),
         ("05-2", 0.1114, 0.0557, "one direction"),
-        ("09-1", 6.238, 9.0, "bits"),
+        ("09-1", 4.159, 6.0, "bits"),
         ("09-2", 12_288, 8_192, "out_proj as well"),
     ],
 )  # fmt: skip

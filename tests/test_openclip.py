@@ -149,6 +149,14 @@ def test_what_cannot_be_attached_or_loaded_says_so(tiny, tmp_path):
     torch.save({"visual.conv1.weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ClipError, match="another architecture than tiny-vit"):
         load("tiny-vit", str(tmp_path / "other.pt"))
+    config = tmp_path / "wider-vit.json"
+    config.write_text(json.dumps({**TINY, "text_cfg": {**TINY["text_cfg"], "width": 64, "context_length": 8}}))
+    open_clip.add_model_config(config)
+    torch.save(load("wider-vit").model.state_dict(), tmp_path / "wider.pt")
+    with pytest.raises(ClipError, match="another architecture than tiny-vit"):
+        load("tiny-vit", str(tmp_path / "wider.pt"))
+    with pytest.raises(ClipError, match="only the CLIP of `assembled` is saved whole"):
+        save(tiny, tmp_path / "whole")
 
 
 # -- drawings ------------------------------------------------------------------------------------------------------------
@@ -176,7 +184,7 @@ def test_bad_drawings_are_named(tmp_path):
     cat = drawings.Drawing("cat", "mine", Image.new("RGB", (8, 8)))
     with pytest.raises(drawings.DrawingError, match="mine has two pictures called 'cat'"):
         drawings.unique([cat, cat])
-    with pytest.raises(drawings.DrawingError, match="'cat' has 1 pictures, fewer than 2 shots"):
+    with pytest.raises(drawings.DrawingError, match="'cat' has fewer pictures than 2 shots need: 1;"):
         drawings.shots([cat], ["cat"], 2, seed=0)
     with pytest.raises(drawings.DrawingError, match="2 of 2 names cannot be kept out, for none would be learned"):
         drawings.kept_out(["cat", "dog"], 2)
@@ -219,8 +227,8 @@ def test_a_hubs_data_set_gives_pictures_with_their_classes_names(tmp_path):
         done = at_hub(hub.url, tmp_path, FROM_HUB)
     assert done.returncode == 0, done.stderr[-2000:]
     found, *errors = done.stdout.splitlines()
-    first = "('red thing', 'acme/colours', 'RGB', (255, 0, 0))"
-    assert found == f"[{first}, ('blue', 'acme/colours', 'RGB', (0, 0, 255))] 3"
+    red, blue = (f"('{n}', 'acme/colours', 'RGB', {c})" for n, c in (("red thing", (255, 0, 0)), ("blue", (0, 0, 255))))
+    assert found == f"[{blue}, {red}] 3", "by lot, the last two of three"
     assert [error.startswith("DrawingError") for error in errors] == [True] * 3
     assert "acme/colours" in errors[0] and "train" in errors[0]
     assert "a column of pictures and one of classes, and has text, page" in errors[1]
@@ -267,7 +275,7 @@ def test_the_lessons_cells_run_with_a_hubs_vit_photos_and_scienceqa(tiny, tmp_pa
         done = at_hub(hub.url, tmp_path, f"SMALL = {small}\n{LESSON}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "LEARNED 0.0 [] ['blue', 'red thing']" in done.stdout
-    assert "MIXED [0.0, 0.5, 1.0] ANSWERED 3 3" in done.stdout
+    assert "MIXED [0.0, 0.25, 0.5, 0.75, 1.0] ANSWERED 3 3" in done.stdout
 
 
 # -- scores --------------------------------------------------------------------------------------------------------------
@@ -391,4 +399,11 @@ def test_the_published_towers_meet_in_open_clip_and_are_saved_by_it(tmp_path):
     with torch.no_grad():
         assert torch.equal(clip.model.encode_image(image), again.model.encode_image(image))
         words = [each.model.encode_text(each.tokenizer(["a drawing of a dog"])) for each in (clip, again)]
-    assert torch.allclose(*words, atol=1e-6)
+    assert torch.equal(*words), "asked the very same, they agree to the last bit"
+    norm = next(step for step in again.preprocess.transforms if hasattr(step, "mean"))
+    assert tuple(norm.mean) == tuple(norm.std) == (0.5, 0.5, 0.5), "as the tower was trained"
+    (tmp_path / "kept").rename(tmp_path / "moved")
+    with torch.no_grad():
+        assert torch.equal(
+            load(str(tmp_path / "moved")).model.encode_text(again.tokenizer(["a drawing of a dog"])), words[0]
+        )

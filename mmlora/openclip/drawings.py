@@ -54,7 +54,7 @@ def drawings(hand: str, folder: Path = FOLDER) -> list[Drawing]:
 
 
 def from_hub(data: str, split: str = "train", limit: int | None = None) -> list[Drawing]:
-    """The first `limit` pictures of a hub's data set for image classification, each with its class's name.
+    """`limit` pictures, by lot, of a hub's data set for image classification, each with its class's name.
 
     What holds pictures and what holds classes is found by the columns' kinds. Raises `DrawingError` for a data set or a
     split that is not there, without a network, and where there is no such column.
@@ -72,7 +72,8 @@ def from_hub(data: str, split: str = "train", limit: int | None = None) -> list[
         there = ", ".join(found.features)
         raise DrawingError(f"{data} needs a column of pictures and one of classes, and has {there}; take another one")
     (picture, *_), (label, *_) = kinds.values()
-    names, rows = found.features[label].names, found.select(range(min(limit or len(found), len(found))))
+    names, count = found.features[label].names, min(limit or len(found), len(found))
+    rows = found.select(sorted(random.Random(0).sample(range(len(found)), count)))  # many are sorted by class
     return [Drawing(names[row[label]].replace("_", " "), data, rgb(row[picture])) for row in rows]
 
 
@@ -121,6 +122,8 @@ def shots(pool: Sequence[Drawing], names: Sequence[str], count: int, seed: int) 
     lot, chosen = random.Random(seed), []
     for name in names:
         if len(places[name]) < count:
-            raise DrawingError(f"{name!r} has {len(places[name])} pictures, fewer than {count} shots; take fewer shots")
+            raise DrawingError(
+                f"{name!r} has fewer pictures than {count} shots need: {len(places[name])}; take fewer shots"
+            )
         chosen += lot.sample(places[name], count)
     return chosen
