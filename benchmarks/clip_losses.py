@@ -27,7 +27,7 @@ def both_ways(clip: Clip, pixels: torch.Tensor, right: torch.Tensor, tokens: tor
     """`train.tune` with CLIP's own loss: pictures look for their sentence, and sentences for their pictures."""
     optimizer = torch.optim.AdamW([p for p in clip.model.parameters() if p.requires_grad], RATE, weight_decay=0.0)
     lot = torch.Generator().manual_seed(seed)
-    for places in train._batches(len(pixels), train.BATCH, STEPS, lot):
+    for places in train.batches(len(pixels), train.BATCH, STEPS, lot):
         seen = clip.model.encode_image(pixels[places], normalize=True)
         texts = clip.model.encode_text(tokens, normalize=True)[right[places]]
         loss = train.contrastive(seen, texts, clip.model.logit_scale.exp(), right[places])

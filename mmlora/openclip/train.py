@@ -111,7 +111,7 @@ def train_heads(
     optimizer = torch.optim.AdamW(parameters, settings.rate, weight_decay=settings.decay)
     warm = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=steps)
     losses, lot = [], torch.Generator().manual_seed(seed)
-    for places in tqdm(_batches(len(flat), settings.batch, steps, lot), total=steps, unit="step"):
+    for places in tqdm(batches(len(flat), settings.batch, steps, lot), total=steps, unit="step"):
         said = texts[torch.randint(len(texts), places.shape, generator=lot), right[places]]
         kept = torch.rand(len(places), flat.shape[1], generator=lot) >= settings.drop
         seen = flat[places] * kept / (1 - settings.drop)
@@ -140,7 +140,7 @@ def joined(views: int = 5, out: int = 200, seed: int = 0) -> Clip:
     return clip
 
 
-def _batches(count: int, size: int, steps: int, lot: torch.Generator) -> Iterator[torch.Tensor]:
+def batches(count: int, size: int, steps: int, lot: torch.Generator) -> Iterator[torch.Tensor]:
     """`steps` batches of places, everything once before anything twice."""
     places = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
@@ -176,7 +176,7 @@ def tune(
     if not adapted:  # what a frozen tower sees is the same at every step
         with torch.no_grad():
             frozen = torch.cat([clip.model.encode_image(part, normalize=True) for part in pixels.split(BATCH)])
-    for places in _batches(len(pixels), BATCH, steps, lot):
+    for places in batches(len(pixels), BATCH, steps, lot):
         seen = clip.model.encode_image(pixels[places], normalize=True) if adapted else frozen[places]
         said = clip.model.encode_text(tokens, normalize=True)
         loss = cross_entropy(clip.model.logit_scale.exp() * seen @ said.T, names[places])
