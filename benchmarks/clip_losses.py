@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from mmlora import detach
 from mmlora.openclip import adapters, train
-from mmlora.openclip.assemble import Clip
 from mmlora.openclip.drawings import VALIDATION
 from mmlora.paths import RESULTS
 from mmlora.reporting import machine
@@ -23,17 +22,12 @@ from mmlora.reporting import machine
 COUNTS, STEPS, RATE = (1, 4, 16), 6, 2e-3  # pictures of each kind; the lesson's steps and `train.tune`'s rate
 
 
-def both_ways(clip: Clip, pixels: torch.Tensor, right: torch.Tensor, tokens: torch.Tensor, seed: int) -> None:
-    """`train.tune` with CLIP's own loss: pictures look for their sentence, and sentences for their pictures."""
-    optimizer = torch.optim.AdamW([p for p in clip.model.parameters() if p.requires_grad], RATE, weight_decay=0.0)
-    lot = torch.Generator().manual_seed(seed)
-    for places in train.batches(len(pixels), train.BATCH, STEPS, lot):
-        seen = clip.model.encode_image(pixels[places], normalize=True)
-        texts = clip.model.encode_text(tokens, normalize=True)[right[places]]
-        loss = train.contrastive(seen, texts, clip.model.logit_scale.exp(), right[places])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+def both_ways(seen: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """CLIP's own loss: pictures look for their sentence, and sentences for their pictures."""
+    return train.contrastive(seen, texts[right], scale, right)
+
+
+LOSSES = {"one way": train.one_way, "both ways": both_ways}
 
 
 def main():
@@ -42,14 +36,11 @@ def main():
     for count, seed in tqdm([(count, seed) for count in COUNTS for seed in range(SEEDS)], unit="draw"):
         pixels, right = kinds.shots(clip, count, seed)
         for way, within in WAYS.items():
-            for loss in ("one way", "both ways"):
+            for called, loss in LOSSES.items():
                 adapted = clip._replace(model=adapters.attach(clip.model, rank=RANK, within=within, seed=seed))
-                if loss == "one way":
-                    train.tune(adapted, pixels, right, kinds.tokens, STEPS, RATE, seed)
-                else:
-                    both_ways(adapted, pixels, right, kinds.tokens, seed)
+                train.tune(adapted, pixels, right, kinds.tokens, STEPS, RATE, seed, loss)
                 found = said(adapted.model, kinds.tokens, kinds.asked) == kinds.truth
-                hits.setdefault(f"{way}, {count} shots, {loss}", []).append(found)
+                hits.setdefault(f"{way}, {count} shots, {called}", []).append(found)
                 detach(adapted.model).requires_grad_(False)
     found = {way: torch.stack(each).float() for way, each in hits.items()}
     gaps = {

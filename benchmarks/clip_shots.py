@@ -1,4 +1,4 @@
-"""Why is LoRA behind a linear probe at eight pictures of each kind? Lesson 09's few shots again, with more steps of LoRA.
+"""Is LoRA behind a linear probe at eight pictures of each kind for want of steps? Lesson 09's few shots with more of them.
 
     python benchmarks/clip_shots.py     # some ten minutes on two cores; writes results/openclip/shots.json
 

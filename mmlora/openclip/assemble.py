@@ -91,8 +91,9 @@ def load(name: str, pretrained: str | None = None) -> Clip:
         raise ClipError(f"open_clip has no weights {pretrained!r} for {name}; it has {', '.join(tags) or 'none'}")
     try:
         model, preprocess = _quietly(name, pretrained)
-    except (RuntimeError, KeyError, AssertionError, AttributeError) as error:  # open_clip resizes first what it can
-        if not (pretrained and Path(pretrained).is_file()) and "state_dict" not in str(error):
+    except (RuntimeError, KeyError, AssertionError, AttributeError) as error:
+        resized = pretrained and isinstance(error, (AssertionError, AttributeError))  # open_clip tries that first
+        if not resized and "state_dict" not in str(error):
             raise
         weights = pretrained or name
         raise ClipError(

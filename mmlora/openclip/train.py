@@ -6,7 +6,7 @@ The loss is CLIP's (arXiv 2103.00020). Locking the towers and training what join
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -111,7 +111,7 @@ def train_heads(
     optimizer = torch.optim.AdamW(parameters, settings.rate, weight_decay=settings.decay)
     warm = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=steps)
     losses, lot = [], torch.Generator().manual_seed(seed)
-    for places in tqdm(batches(len(flat), settings.batch, steps, lot), total=steps, unit="step"):
+    for places in tqdm(_batches(len(flat), settings.batch, steps, lot), total=steps, unit="step"):
         said = texts[torch.randint(len(texts), places.shape, generator=lot), right[places]]
         kept = torch.rand(len(places), flat.shape[1], generator=lot) >= settings.drop
         seen = flat[places] * kept / (1 - settings.drop)
@@ -140,7 +140,7 @@ def joined(views: int = 5, out: int = 200, seed: int = 0) -> Clip:
     return clip
 
 
-def batches(count: int, size: int, steps: int, lot: torch.Generator) -> Iterator[torch.Tensor]:
+def _batches(count: int, size: int, steps: int, lot: torch.Generator) -> Iterator[torch.Tensor]:
     """`steps` batches of places, everything once before anything twice."""
     places = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
@@ -158,6 +158,11 @@ def _fold(head: nn.Module, mean: torch.Tensor, spread: torch.Tensor) -> None:
     first.bias -= first.weight @ mean
 
 
+def one_way(pictures: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+    """The half of CLIP's loss that CLIP-LoRA learns by (arXiv 2405.18541): each picture's place `names` (n,) among `texts`."""
+    return cross_entropy(scale * pictures @ texts.T, names)
+
+
 def tune(
     clip: Clip,
     pixels: torch.Tensor,
@@ -166,6 +171,7 @@ def tune(
     steps: int,
     rate: float = 2e-3,
     seed: int = 0,
+    loss: Callable[..., torch.Tensor] = one_way,
 ) -> list[float]:
     """Train what is trainable (an adapter) by naming pictures (n, 3, side, side) among `tokens` (names, length); losses."""
     parameters = [p for p in clip.model.parameters() if p.requires_grad]
@@ -176,12 +182,12 @@ def tune(
     if not adapted:  # what a frozen tower sees is the same at every step
         with torch.no_grad():
             frozen = torch.cat([clip.model.encode_image(part, normalize=True) for part in pixels.split(BATCH)])
-    for places in batches(len(pixels), BATCH, steps, lot):
+    for places in _batches(len(pixels), BATCH, steps, lot):
         seen = clip.model.encode_image(pixels[places], normalize=True) if adapted else frozen[places]
         said = clip.model.encode_text(tokens, normalize=True)
-        loss = cross_entropy(clip.model.logit_scale.exp() * seen @ said.T, names[places])
+        here = loss(seen, said, clip.model.logit_scale.exp(), names[places])
         optimizer.zero_grad()
-        loss.backward()
+        here.backward()
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(here.item())
     return losses
