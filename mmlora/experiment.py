@@ -24,6 +24,7 @@ from mmlora.evaluation.inference import reader
 from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.scores import Method, Prediction, score
 from mmlora.models import processes
+from mmlora.models.catalog import seen_by
 from mmlora.models.connector import ALIGNED, aligned, own_way
 from mmlora.models.precision import choose, products
 from mmlora.models.vlm import base_model, decoder_layers
@@ -95,6 +96,8 @@ class Experiment:
         with processes.one_first():
             self.vlm = load_vlm(chosen.model, side=chosen.side, revision=chosen.revision, four_bit=chosen.four_bit)
         self.vlm.model.requires_grad_(False)
+        if seen := seen_by(self.vlm.name):
+            print(f"{self.vlm.name} was aligned on {seen}")
 
     def baselines(self) -> None:
         """What the figure will be compared with: `base`, the model before training, and `majority`, the best fixed guess."""
@@ -252,9 +255,7 @@ class Experiment:
         return sorted(len(tokens) + 1 for tokens in replies)
 
     def _answer(self, problems: list[Problem], progress: bool = True) -> list[Prediction]:
-        together = (
-            TOGETHER if self.settings.method in SPOKEN else TOGETHER // 4
-        )  # the others repeat a row for each choice
+        together = TOGETHER if self.settings.method in SPOKEN else TOGETHER // 4  # others repeat a row for each choice
         tokens = self.reply_lengths[-1] + SPARE
         return evaluate(
             self.learner, problems, self.settings.method, batch_size=together, max_new_tokens=tokens, progress=progress

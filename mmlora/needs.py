@@ -41,6 +41,7 @@ class Needs:
     speed: float | None  # training samples/s, measured on a machine like this
     record: str | None  # where that was recorded
     advice: str = ""
+    seen: str = ""
 
     def memory(self, bytes_each: int) -> int | None:
         """Bytes with weights of so many bytes each; activations grow alike."""
@@ -79,6 +80,8 @@ class Needs:
             )
         if self.advice:
             lines["machine"] = self.advice
+        if self.seen:
+            lines["has seen"] = self.seen
         return "\n".join([self.name, *(f"  {what:<15}{text}" for what, text in lines.items())])
 
 
@@ -109,8 +112,8 @@ def needs(name: str, *, problems: int = 12_726, settings: Settings = Settings())
         activations = layers * KEPT_BYTES * settings.batch_size * tokens * config.hidden_size
     speed, record = _measured({name, *((entry.name, entry.repo) if entry else ())})
     parameters = found.parameters or (entry.parameters if entry else None)
-    advice = entry.advice if entry else ""
-    return Needs(name, found.missing, parameters, trainable, activations, problems, speed, record, advice)
+    said = (entry.advice, entry.seen) if entry else ()
+    return Needs(name, found.missing, parameters, trainable, activations, problems, speed, record, *said)
 
 
 def _widths(config: Any) -> int:

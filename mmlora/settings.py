@@ -20,6 +20,7 @@ from mmlora.training.settings import TrainSettings
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Split = Literal["validation", "test"]
 Tower = Literal["vision", "connector", "language"]
+QUICK = 10  # minutes below which a connector cannot be taught to read as well
 TRAIN = {each.name: each.default for each in fields(TrainSettings)}  # a default of training stands there, once
 
 
@@ -39,7 +40,10 @@ class Settings:
     """
 
     model: str = _setting(
-        "smolbridge-world", "What", "Short name (see `mmlora plan`), hub id or folder; this one needs no GPU."
+        "",
+        "What",
+        "Short name (see `mmlora plan`), hub id or folder; none is smolbridge-world, which needs no GPU, or for less "
+        "than ten minutes of MiniSQA smolbridge, which has read its pictures before.",
     )
     revision: str | None = _setting(None, "What", "Commit or tag of the model on the hub; none is the newest.")
     data: str = _setting(
@@ -135,6 +139,7 @@ class Settings:
                 raise SettingsError(f"{name} is empty; name at least one")
         if self.steps is not None and self.train_minutes is not None:
             raise SettingsError("steps and train_minutes are both given; training ends by one of them")
+        object.__setattr__(self, "model", self.model or self._usual_model())
 
     @classmethod
     def of(cls, changes: Mapping[str, Any]) -> Settings:
@@ -148,9 +153,11 @@ class Settings:
 
     def changes(self) -> dict[str, Any]:
         """What differs from the defaults, as `of` takes it."""
-        return {
-            each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default
-        }
+        usual = {each.name: each.default for each in fields(self)} | {"model": self._usual_model()}
+        return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
+
+    def _usual_model(self) -> str:
+        return "smolbridge" if self.data == "minisqa" and self.minutes < QUICK else "smolbridge-world"
 
     def command(self) -> str:
         """The command line that starts this run."""

@@ -157,7 +157,7 @@ def colab_run(tmp_path_factory):
 
     folder = work / "runs" / "first"
     with ThreadPoolExecutor(2) as pool:  # a lesson as small as this mostly waits for imports and its kernel
-        run = pool.submit(call, "mmlora", "run", "--minutes", "0.5", "--out", folder)
+        run = pool.submit(call, "mmlora", "run", "--model", "smolbridge-world", "--minutes", "0.5", "--out", folder)
         paths = {path.stem[:2]: path for path in colabvenv.FILES}
         later = {number: pool.submit(execute, path) for number, path in paths.items() if number not in ("04", "05")}
         printed = run.result()

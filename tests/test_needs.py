@@ -62,6 +62,7 @@ def test_minutes_come_from_a_record_of_this_machine_only(tmp_path, monkeypatch):
     found = needs("smolbridge", problems=3_000)
     assert (found.speed, found.record) == (5.0, "here.json")
     assert "10 minutes for 3,000 problems (here.json: 5 samples/s)" in str(found)
+    assert "has seen" in str(found) and "MiniSQA's own generator" in str(found)
 
 
 def test_an_unknown_size_is_said_not_guessed():

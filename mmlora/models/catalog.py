@@ -24,6 +24,7 @@ class Entry:
     size: dict[str, int] | None  # handed to the processor as `size`; None where the processor's own is fixed
     visual_tokens: int  # the most that one picture of this size takes; 0 for a model that only reads
     advice: str  # which machine
+    seen: str = ""  # the pictures and captions that this project aligned it on; others' are on their own cards
     gated: bool = False  # the hub asks for an account and for consent to the licence
 
     @property
@@ -128,6 +129,12 @@ def entries() -> tuple[Entry, ...]:
 def find(name: str) -> Entry | None:
     """The entry with this short name or hub id, in any case; None for other hub ids and for folders."""
     return next((e for e in entries() if name.lower() in (e.name, (e.repo or e.name).lower())), None)
+
+
+def seen_by(name: str) -> str:
+    """What the model of this name was aligned on here; empty for one that others made."""
+    entry = find(name)
+    return entry.seen if entry else ""
 
 
 def nearest(name: str) -> list[str]:

@@ -12,6 +12,7 @@ from string import Template
 from matplotlib.figure import Figure
 
 from mmlora.evaluation.scores import Prediction, Scores
+from mmlora.models.catalog import seen_by
 from mmlora.problems.record import LETTERS, Problem
 from mmlora.reporting import galleries, plots
 from mmlora.reporting.examples import Example, load_examples, png
@@ -64,7 +65,8 @@ def _result(m: Metrics) -> str:
     rows = [[name, interval(record), pictured(record)] for name, record in control_rows(m)]
     table = html(["", "accuracy in % (95 % interval)", "problems with a picture"], rows)
     silent, n = m.accuracy["unanswered"], m.accuracy["n"]["Avg"]
-    return f"{table}<p class='note'>{silent} of {n} problems got no answer; they count as wrong.</p>"
+    seen = f" The base {escape(m.model)} was aligned on {escape(seen_by(m.model))}" if seen_by(m.model) else ""
+    return f"{table}<p class='note'>{silent} of {n} problems got no answer; they count as wrong.{seen}</p>"
 
 
 def _looking(m: Metrics) -> str:

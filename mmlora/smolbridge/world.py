@@ -18,6 +18,7 @@ ENTRY = replace(
     parameters=150_000_000,
     visual_tokens=14,
     advice="8 GB of memory, no GPU and no account: the recorded hour ran on two CPU cores.",
+    seen="drawings of 1,376 things by several hands, scenes of them, words, numbers and plots; no picture of MiniSQA's.",
 )
 register, download = smolbridge.register, smolbridge.download
 
