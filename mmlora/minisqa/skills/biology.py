@@ -126,11 +126,8 @@ def punnett_square(rng: random.Random) -> Draft:
         label(pen, (left + (i + 0.5) * cell, top - 16), parents[0][i], size=26, fill=(20, 70, 160))
         label(pen, (left - 18, top + (i + 0.5) * cell), parents[1][i], size=26, fill=(160, 40, 30))
 
-    said = ("None", "One", "Two", "Three", "All")[count]
-    solution = (
-        f"The flowers are {listing(box_colors)}. {said} of these four {'is' if count == 1 else 'are'} {asked}. "
-        f"So the probability of {asked} flowers is {count}/4."
-    )
+    counted = [f"{color} {box_colors[: i + 1].count(asked)}" for i, color in enumerate(box_colors)]
+    solution = f"Count the {asked} flowers: {listing(counted)}. So the probability of {asked} flowers is {count}/4."
     caption = f"A square of four flowers: {box_colors[0]} and {box_colors[1]} above, {box_colors[2]} and {box_colors[3]} below."
     question = f"What is the probability that a plant produced by this cross will have {asked} flowers?"
     return Draft(question, tuple(f"{n}/4" for n in range(5)), count, solution, finish(rng, image), caption)

@@ -69,34 +69,22 @@ def concentrations(rng: random.Random) -> Draft:
         inside = _beaker(rng, draw, (x0, top, x0 + 106, 248), full * volumes[i] / 2, water)
         _discs(draw, scatter(rng, inside, counts[i], radius, 2.6 * radius), radius, fill)
         label(draw, (x0 + 53, top - 20), "AB"[i], 28)
-    if answer == 2 and volumes[0] == volumes[1]:
-        why = (
-            f"Solutions A and B both have {counts[0]} {color} particles in the same volume. The concentrations are "
-            f"equal, so it is neither solution."
-        )
-    elif answer == 2:
-        big = volumes.index(2)
-        why = (
-            f"Solution {'AB'[big]} has twice the volume and twice the particles, {max(counts)} and {min(counts)}. "
-            f"The concentrations are equal, so it is neither solution."
-        )
-    elif volumes[0] == volumes[1]:
-        why = (
-            f"In the same volume, Solution A has {counts[0]} {color} particles and Solution B has {counts[1]}. "
-            f"More particles mean a higher concentration: {choices[answer]}."
-        )
+    whole = [count * 2 // volume for count, volume in zip(counts, volumes)]  # as many as a full beaker would have
+    told = [
+        f"{name} has {count}{f', so {full}' if full > count else ''} in a full beaker."
+        for name, count, full in zip(choices, counts, whole)
+    ]
+    if answer == 2:
+        why = f"{whole[0]} and {whole[1]} are equal, so it is neither solution."
     else:
-        why = (
-            f"{choices[answer]} has {counts[answer]} {color} particles in half the volume, the other has "
-            f"{counts[1 - answer]}. So the higher concentration is in {choices[answer]}."
-        )
+        why = f"{whole[answer]} is more than {whole[1 - answer]}, so it is {choices[answer]}."
     heights = ["half" if v == 1 else "full" for v in volumes]
     return Draft(
         question=f"Which solution has a higher concentration of {color} particles?",
         choices=choices,
         answer=answer,
         image=finish(rng, image),
-        solution=why,
+        solution=" ".join([*told, why]),
         caption=f"{counts[0]} {color} particles in Solution A, {heights[0]}. {counts[1]} in Solution B, {heights[1]}.",
     )
 

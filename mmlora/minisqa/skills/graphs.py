@@ -120,7 +120,8 @@ def line_graphs(rng: random.Random) -> Draft:
         other = rng.choice([ends for ends in ALL_ENDS if abs(ends[0] - asked[0]) + abs(ends[1] - asked[1]) > 3])
         ends = [asked, other] if who == 0 else [other, asked]
         question = f"The lines show the {measured} in two towns. What happened to it in the {colors[who]} town?"
-        last = f"From {ends[who][0]} to {ends[who][1]} for {colors[who]}: {TRENDS[answer]}."
+        how = ("higher than", "lower than", "as high as")[answer]
+        last = f"For {colors[who]} the end, {asked[1]}, is {how} the start, {asked[0]}: {TRENDS[answer]}."
     else:
         answer, choices = who, tuple(colors)
         more, late = rng.random() < 0.5, rng.random() < 0.5

@@ -8,6 +8,7 @@ from PIL import ImageDraw
 
 from mmlora.minisqa.core import Draft, skill
 from mmlora.minisqa.draw import COLORS, SIZE, canvas, finish, label, shade
+from mmlora.minisqa.words import capital
 
 PHYSICS = {"subject": "natural science", "topic": "physics"}
 POLES = {"N": "north", "S": "south"}
@@ -116,10 +117,11 @@ def magnetic_forces(rng: random.Random) -> Draft:
     if answer == 2:
         why = "Both are the same, so it is neither pair."
     else:
-        why = f"{'Closer' if by == 'gap' else 'Larger'} magnets have a stronger force, so it is {choices[answer]}."
+        closer, which = ("Closer", "the small gap is") if by == "gap" else ("Larger", "the large magnets are")
+        why = f"{closer} magnets have a stronger force, and {which} in {choices[answer]}."
     seen = [("small" if sizes[i] < 60 else "large", "small" if gaps[i] < 40 else "large") for i in range(2)]
     facts = [f"{pair}: {size} magnets, {gap} gap." for pair, (size, gap) in zip(choices, seen)]
-    told = [f"{pair} has {size} magnets and a {gap} gap." for pair, (size, gap) in zip(choices, seen)]
+    told = [f"{capital(size)} magnets, {gap} gap: {pair}." for pair, (size, gap) in zip(choices, seen)]
     return Draft(
         question="In which pair is the magnetic force between the magnets stronger?",
         choices=choices,

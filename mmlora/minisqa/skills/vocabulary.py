@@ -95,12 +95,12 @@ def rhymes(rng: random.Random) -> Draft:
     same, *others = families = rng.sample(list(FAMILIES), 3)
     asked, right = rng.sample(FAMILIES[same], 2)
     choices = (right, *(rng.choice(FAMILIES[other]) for other in others))
-    ends = [f"{word} in -{ending}" for word, ending in sorted(zip(choices, families))]
+    ends = [f"-{ending} in {word}" for word, ending in sorted(zip(choices, families))]
     return Draft(
         f"Which word rhymes with {asked}?",
         choices,
         0,
-        f"The word {asked} ends in -{same}, {listing(ends)}. So {asked} rhymes with {right}.",
+        f"The word {asked} ends in -{same}. There is {listing(ends)}. We find -{same} in {right}, which rhymes with {asked}.",
     )
 
 
