@@ -1,0 +1,59 @@
+"""Which of reading and reasoning fails, skill by skill? A recorded run's adapter answers the validation split.
+
+    python benchmarks/wrong_answers.py one_hour_smolbridge     # minutes; writes results/wrong_answers/one_hour_smolbridge.json
+
+Where the words that are read in a picture lack some of its caption, a wrong answer is *misread*, else *misreasoned*. Some are kept
+to be read. The test split stays unread: what is mended by this is scored there once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from mmlora.adapters.files import load_vlm
+from mmlora.evaluation.answering import evaluate
+from mmlora.evaluation.inference import reader
+from mmlora.evaluation.scores import score
+from mmlora.paths import RESULTS
+from mmlora.problems.load import load_problems
+from mmlora.reporting import machine
+from mmlora.reporting.explanations import fault
+from mmlora.reporting.record import Metrics
+
+EXAMPLES = 3  # wrong answers that are kept of each skill
+
+
+def main(name: Annotated[str, typer.Argument(help="a run in results/ whose adapter is there")]):
+    """Answer the validation split, and write the record."""
+    state, settings = machine.git_state(), Metrics.load(RESULTS / name / "metrics.json").settings
+    vlm, problems = load_vlm(RESULTS / name / "adapter"), load_problems(settings["data"], "validation")
+    said, read = evaluate(vlm, problems, settings["method"], batch_size=64), reader(vlm)
+    if read is None:
+        raise typer.BadParameter("this model's connector speaks no words, so nobody can tell what it read")
+    skills: dict[str, dict] = {}
+    for problem, answer in zip(problems, said):
+        skill = skills.setdefault(problem.skill, {"n": 0, "right": 0, "faults": Counter(), "examples": []})
+        skill["n"] += 1
+        skill["right"] += answer.correct
+        if not answer.correct:
+            words = read(problem.image) if problem.image is not None else ""
+            skill["faults"][fault(problem, words)] += 1
+            wrong = {"question": problem.question, "read": words, "caption": problem.caption, "said": answer.text,
+                     "right": problem.answer_text}  # fmt: skip
+            skill["examples"] = [*skill["examples"], wrong][:EXAMPLES]
+    worst = dict(sorted(skills.items(), key=lambda each: each[1]["right"] / each[1]["n"]))
+    record = {"run": name, "accuracy": score(problems, said).to_dict(), "skills": worst, **machine.circumstances(state)}
+    target = RESULTS / "wrong_answers" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name_of, found in worst.items():
+        print(f"{found['right']:3d} of {found['n']:3d}  {name_of}  {dict(found['faults'])}")
+    print(f"{record['accuracy']['avg']} % of {len(problems)} -> {target}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
