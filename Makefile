@@ -1,5 +1,5 @@
 # make run             set up, train for an hour, score, and write the report to runs/
-# make run MINUTES=5   the same in five minutes
+# make run MINUTES=5   a first look in five, on a base that knows MiniSQA's pictures
 # make test            set up, check style and types, run the tests
 # make doctor          say what this machine has and what it lacks
 # make notebooks       execute all lessons and their solutions with their recorded settings, and keep the outputs

@@ -2,8 +2,8 @@
 
     python benchmarks/wrong_answers.py one_hour_smolbridge     # minutes; writes results/wrong_answers/one_hour_smolbridge.json
 
-Where the words that are read in a picture lack some of its caption, a wrong answer is *misread*, else *misreasoned*. Some are kept
-to be read. The test split stays unread: what is mended by this is scored there once.
+A wrong answer is *misread* where what the connector says lacks words of the picture's caption, or their order, else *misreasoned*;
+without a picture it is neither. Some are kept to be looked at. The test split stays unread: what is mended by this is scored there once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def main(name: Annotated[str, typer.Argument(help="a run in results/ whose adapt
     """Answer the validation split, and write the record."""
     state, settings = machine.git_state(), Metrics.load(RESULTS / name / "metrics.json").settings
     vlm, problems = load_vlm(RESULTS / name / "adapter"), load_problems(settings["data"], "validation")
-    said, read = evaluate(vlm, problems, settings["method"], batch_size=64), reader(vlm)
-    if read is None:
+    if (read := reader(vlm)) is None:
         raise typer.BadParameter("this model's connector speaks no words, so nobody can tell what it read")
+    said = evaluate(vlm, problems, settings["method"], batch_size=64)
     skills: dict[str, dict] = {}
     for problem, answer in zip(problems, said):
         skill = skills.setdefault(problem.skill, {"n": 0, "right": 0, "faults": Counter(), "examples": []})

@@ -20,7 +20,7 @@ from mmlora.training.settings import TrainSettings
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Split = Literal["validation", "test"]
 Tower = Literal["vision", "connector", "language"]
-QUICK = 10  # minutes below which a connector cannot be taught to read as well
+QUICK = 10  # minutes that are too few to teach a connector MiniSQA's pictures too
 TRAIN = {each.name: each.default for each in fields(TrainSettings)}  # a default of training stands there, once
 
 
@@ -157,7 +157,8 @@ class Settings:
         return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
 
     def _usual_model(self) -> str:
-        return "smolbridge" if self.data == "minisqa" and self.minutes < QUICK else "smolbridge-world"
+        quick = self.data == "minisqa" and self.minutes < QUICK and not self.align_minutes
+        return "smolbridge" if quick else "smolbridge-world"
 
     def command(self) -> str:
         """The command line that starts this run."""

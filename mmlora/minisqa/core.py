@@ -33,7 +33,7 @@ UNTRAINED = (
 class Draft:
     """What a skill makes: the problem before its choices are shuffled and its metadata added.
 
-    `answer` indexes `choices`. `solution` is one or two short sentences that end in the deciding step.
+    `answer` indexes `choices`. `solution` is a few short sentences that end in the deciding step.
     `caption` says what is to be seen in the picture, in at most 24 word tokens, and is empty without one.
     """
 

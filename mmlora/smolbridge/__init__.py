@@ -23,8 +23,8 @@ ENTRY = Entry(
     parameters=152_000_000,
     size=None,
     visual_tokens=24,
-    advice="8 GB of memory, no GPU and no account: for quick looks.",
-    seen="64,792 other pictures of MiniSQA's own generator with their captions, which often hold the answer, and no question.",
+    advice="8 GB of memory, no GPU and no account; its connector has learned MiniSQA's pictures, for quick looks.",
+    seen="64,792 other pictures of MiniSQA's own generator with their captions, which often hold the answer; no question.",
 )
 
 

@@ -126,7 +126,7 @@ def punnett_square(rng: random.Random) -> Draft:
         label(pen, (left + (i + 0.5) * cell, top - 16), parents[0][i], size=26, fill=(20, 70, 160))
         label(pen, (left - 18, top + (i + 0.5) * cell), parents[1][i], size=26, fill=(160, 40, 30))
 
-    counted = [f"{color} {box_colors[: i + 1].count(asked)}" for i, color in enumerate(box_colors)]
+    counted = [f"{c} {box_colors[: i + 1].count(c)}" if c == asked else c for i, c in enumerate(box_colors)]
     solution = f"Count the {asked} flowers: {listing(counted)}. So the probability of {asked} flowers is {count}/4."
     caption = f"A square of four flowers: {box_colors[0]} and {box_colors[1]} above, {box_colors[2]} and {box_colors[3]} below."
     question = f"What is the probability that a plant produced by this cross will have {asked} flowers?"

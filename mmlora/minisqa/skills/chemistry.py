@@ -71,8 +71,10 @@ def concentrations(rng: random.Random) -> Draft:
         label(draw, (x0 + 53, top - 20), "AB"[i], 28)
     whole = [count * 2 // volume for count, volume in zip(counts, volumes)]  # as many as a full beaker would have
     told = [
-        f"{name} has {count}{f', so {full}' if full > count else ''} in a full beaker."
-        for name, count, full in zip(choices, counts, whole)
+        f"{name}, half: {count} particles, so {full} in a full beaker."
+        if full > count
+        else f"{name}, full: {count} particles."
+        for name, count, full in zip("AB", counts, whole)
     ]
     if answer == 2:
         why = f"{whole[0]} and {whole[1]} are equal, so it is neither solution."

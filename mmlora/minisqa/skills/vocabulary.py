@@ -100,7 +100,7 @@ def rhymes(rng: random.Random) -> Draft:
         f"Which word rhymes with {asked}?",
         choices,
         0,
-        f"The word {asked} ends in -{same}. There is {listing(ends)}. We find -{same} in {right}, which rhymes with {asked}.",
+        f"The word {asked} ends in -{same}. The endings are {listing(ends)}. The same ending, -{same}, is in {right}.",
     )
 
 
