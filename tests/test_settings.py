@@ -84,6 +84,7 @@ def test_changes_give_the_settings_back(changes):
 def test_a_quick_look_at_minisqa_takes_the_base_that_knows_its_pictures():
     assert Settings.of({"minutes": 9.9}).model == "smolbridge"
     assert Settings.of({"minutes": 10}).model == Settings.of({"minutes": 5, "data": "mine"}).model == "smolbridge-world"
+    assert Settings.of({"minutes": 5, "align_minutes": 2}).model == "smolbridge-world", "it is to be taught"
     assert Settings.of({"minutes": 5, "model": "smolbridge-world"}).command() == (
         "mmlora run --model smolbridge-world --minutes 5"
     )
