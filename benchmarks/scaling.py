@@ -71,11 +71,12 @@ PEAKS = {
 
 
 def fewer_tokens(vlm: VLM, tokens: int) -> None:
-    """Let SmolBridge's connector say only its first words, as `recipe.py` has it."""
+    """Let SmolBridge's connector say only its first words; they come in reading order."""
     connector = vlm.model.model.connector
-    connector.said = (tokens, connector.said[1])
+    each = connector.write.out_features // connector.said
+    connector.said = tokens
     for parameter in connector.write.parameters():
-        parameter.data = parameter.data[: tokens * connector.said[1]].contiguous()
+        parameter.data = parameter.data[: tokens * each].contiguous()
     vlm.processor.visual_tokens = tokens
 
 
