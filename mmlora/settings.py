@@ -88,7 +88,7 @@ class Settings:
         ("language",), "Adapter", "Of vision, connector, language; only language can be cached."
     )
     train_connector: bool = _setting(
-        False, "Adapter", "Train the connector's own weights too; nothing can be cached then."
+        False, "Adapter", "Train the connector's own weights too, at a tenth of the rate; nothing can be cached then."
     )
 
     format: Format = _setting(

@@ -107,6 +107,27 @@ def test_a_resumed_budget_has_the_remaining_time(monkeypatch, tmp_path):
 # Loss.
 
 
+def test_beside_lora_a_models_own_weights_take_a_tenth_of_the_rate(tmp_path):
+    def moved(model):
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        (record,) = fit(model, tiny.Tokens(), replace(tiny.SETTINGS, steps=1), tmp_path / str(len(before))).records
+        by_name = dict(model.named_parameters())
+        changes = {name: (by_name[name] - was).abs().max().item() for name, was in before.items()}
+        return {
+            name: change / record["learning_rate"] for name, change in changes.items()
+        }  # Adam's first step is the rate
+
+    both = tiny.adapted()
+    norm = next(name for name, _ in both.named_parameters() if name.endswith("model.norm.weight"))
+    both.get_parameter(norm).requires_grad_(True)
+    found = moved(both)
+    assert found.pop(norm) == pytest.approx(0.1, rel=1e-3)
+    assert max(found.values()) == pytest.approx(1, rel=1e-3)
+    alone = tiny.decoder().requires_grad_(False)
+    alone.model.norm.weight.requires_grad_(True)
+    assert moved(alone)["model.norm.weight"] == pytest.approx(1, rel=1e-3)
+
+
 def test_micro_batches_change_the_memory_and_not_the_step(tmp_path):
     models = []
     for size in (None, 3):

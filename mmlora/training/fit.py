@@ -30,7 +30,7 @@ from mmlora.models.precision import attention, precision
 from mmlora.training import checkpoint, resume
 from mmlora.training.clock import Clock
 from mmlora.training.log import Journal, TrainingError, TrainLog
-from mmlora.training.order import batches, schedule
+from mmlora.training.order import batches, by_rate, schedule
 from mmlora.training.probe import Probe
 from mmlora.training.settings import TrainingSet, TrainSettings
 
@@ -98,7 +98,7 @@ class _Run:
         self.accelerator = Accelerator(mixed_precision=precision(), cpu=processes.on_processor())
         self.model = model.to(self.accelerator.device)
         rate, decay = settings.learning_rate, settings.weight_decay
-        adam = torch.optim.AdamW(self.parameters, rate, weight_decay=decay, fused=True)
+        adam = torch.optim.AdamW(by_rate(model), rate, weight_decay=decay, fused=True)
         self.optimizer = self.accelerator.prepare_optimizer(adam)
         self.place, self.journal = _Place(), Journal(folder, quiet=not processes.first())
         self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved if too many
@@ -132,7 +132,7 @@ class _Run:
         (share,) = processes.agreed(clock.share(place.step))
         rate = self.settings.learning_rate * schedule(share, self.settings.warmup_share)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         batch = self.next_batch()
         loss, tokens = self.backward(batch)
         by_tower = None if self.all_reached else self.reached()

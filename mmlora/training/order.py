@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+OWN_SHARE = 0.1  # of LoRA's rate, for a model's own weights that train beside it: what they know is soon forgotten
 
 
 def batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -28,3 +33,15 @@ def schedule(share: float, warmup_share: float) -> float:
     if share < warmup_share:
         return share / warmup_share
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warmup_share) / (1 - warmup_share))))
+
+
+def by_rate(model: nn.Module) -> list[dict[str, Any]]:
+    """What trains, as an optimizer's groups with their `share` of the learning rate.
+
+    Beside LoRA's factors a model's own weights, as a connector's, take `OWN_SHARE`: LLaVA-1.5's LoRA recipe has 2e-5 for its
+    projector and 2e-4 for the adapter (arXiv 2310.03744). Alone they take the whole rate.
+    """
+    training = [(".lora_" in name, p) for name, p in model.named_parameters() if p.requires_grad]
+    added, own = ([p for lora, p in training if lora is wanted] for wanted in (True, False))
+    groups = {1.0: added, OWN_SHARE: own} if added else {1.0: own}
+    return [{"params": params, "share": share} for share, params in groups.items() if params]
