@@ -20,7 +20,7 @@ from mmlora.errors import MMLoraError
 from mmlora.paths import NOTEBOOKS, PACKAGE, RESULTS
 
 MARK = re.compile(
-    r"<!--=(?:(?P<file>[\w/-]+)#)?(?P<path>[\w .&,'()%-]+?)(?::(?P<format>[^:>]*?))?-->.*?<!--/-->", re.DOTALL
+    r"<!--=(?:(?P<file>[\w/-]+)#)?(?P<path>[\w .?&,'()%-]+?)(?::(?P<format>[^:>]*?))?-->.*?<!--/-->", re.DOTALL
 )
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 OPEN = "not measured yet"
