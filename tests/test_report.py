@@ -204,7 +204,9 @@ def test_controls_stand_beside_the_figure(metrics, tmp_path):
     told.save(tmp_path / "metrics.json")
     text = page.html_report(tmp_path).read_text(encoding="utf-8")
     assert "<li>what is read, no adapter: <b>66.67 %</b> of 12</li>" in text and "A curiosity" in text
-    assert "The base smolbridge was aligned on 64,792 other pictures" in text
+    assert "The base smolbridge was aligned on 64,792 other pictures" in text and "This run then" not in text
+    replace(told, minutes={**told.minutes, "align": 2.0}).save(tmp_path / "metrics.json")
+    assert "no question. This run then aligned it" in page.html_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_readme_is_rendered_in_place_and_twice_the_same(metrics, tmp_path):
