@@ -3,6 +3,8 @@
 import importlib
 
 import pytest
+import tinyvlm
+import torch
 
 from mmlora.paths import PACKAGE
 
@@ -28,3 +30,14 @@ def test_an_estimate_takes_the_share_of_the_peak_that_was_reached_here(scaling):
     assert paper["share_of_peak"] == pytest.approx(0.2)
     assert paper["machines"]["T4"]["step_seconds"] == pytest.approx(2e10 / (0.2 * 65e12))
     assert paper["problems"]["16000"] == pytest.approx({"cache_seconds": 320, "step_seconds": 960})
+
+
+def test_fewer_tokens_are_the_first_ones(scaling):
+    vlm = tinyvlm.build()
+    pixels = torch.rand(2, 3, 128, 128)
+    with torch.inference_mode():
+        whole = vlm.model.model.get_image_words(pixels)
+        scaling.fewer_tokens(vlm, 3)
+        fewer = vlm.model.model.get_image_words(pixels)
+    assert whole.shape[1] == 4 and vlm.processor.visual_tokens == 3
+    torch.testing.assert_close(fewer, whole[:, :3])
