@@ -36,22 +36,22 @@ def main(name: Annotated[str, typer.Argument(help="a run in results/ whose adapt
     said = evaluate(vlm, problems, settings["method"], batch_size=64)
     skills: dict[str, dict] = {}
     for problem, answer in zip(problems, said):
-        skill = skills.setdefault(problem.skill, {"n": 0, "right": 0, "faults": Counter(), "examples": []})
-        skill["n"] += 1
-        skill["right"] += answer.correct
+        tally = skills.setdefault(problem.skill, {"n": 0, "right": 0, "faults": Counter(), "examples": []})
+        tally["n"] += 1
+        tally["right"] += answer.correct
         if not answer.correct:
             words = read(problem.image) if problem.image is not None else ""
-            skill["faults"][fault(problem, words)] += 1
+            tally["faults"][fault(problem, words)] += 1
             wrong = {"question": problem.question, "read": words, "caption": problem.caption, "said": answer.text,
                      "right": problem.answer_text}  # fmt: skip
-            skill["examples"] = [*skill["examples"], wrong][:EXAMPLES]
+            tally["examples"] = [*tally["examples"], wrong][:EXAMPLES]
     worst = dict(sorted(skills.items(), key=lambda each: each[1]["right"] / each[1]["n"]))
     record = {"run": name, "accuracy": score(problems, said).to_dict(), "skills": worst, **machine.circumstances(state)}
     target = RESULTS / "wrong_answers" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name_of, found in worst.items():
-        print(f"{found['right']:3d} of {found['n']:3d}  {name_of}  {dict(found['faults'])}")
+    for skill, found in worst.items():
+        print(f"{found['right']:3d} of {found['n']:3d}  {skill}  {dict(found['faults'])}")
     print(f"{record['accuracy']['avg']} % of {len(problems)} -> {target}")
 
 

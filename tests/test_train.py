@@ -113,9 +113,8 @@ def test_beside_lora_a_models_own_weights_take_a_tenth_of_the_rate(tmp_path):
         (record,) = fit(model, tiny.Tokens(), replace(tiny.SETTINGS, steps=1), tmp_path / str(len(before))).records
         by_name = dict(model.named_parameters())
         changes = {name: (by_name[name] - was).abs().max().item() for name, was in before.items()}
-        return {
-            name: change / record["learning_rate"] for name, change in changes.items()
-        }  # Adam's first step is the rate
+        rate = record["learning_rate"]  # which is how far Adam's first step goes
+        return {name: change / rate for name, change in changes.items()}
 
     both = tiny.adapted()
     norm = next(name for name, _ in both.named_parameters() if name.endswith("model.norm.weight"))

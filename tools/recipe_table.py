@@ -56,8 +56,10 @@ def table(folder: Path = RESULTS / "recipe") -> str:
     said = {path.stem: load_predictions(path) for path in sorted(folder.glob("*.jsonl"))}
 
     def paired(name: str) -> str:
-        if name == "shipped" or name not in said or "shipped" not in said:
-            return UNMEASURED if name not in said else "–"
+        if not {name, "shipped"} <= said.keys():
+            return UNMEASURED
+        if name == "shipped":
+            return "–"
         found = compare(said[name], said["shipped"])
         return "{:+.1f} ({:+.1f} to {:+.1f})".format(found.difference, *found.ci95)
 

@@ -65,9 +65,11 @@ def _result(m: Metrics) -> str:
     rows = [[name, interval(record), pictured(record)] for name, record in control_rows(m)]
     table = html(["", "accuracy in % (95 % interval)", "problems with a picture"], rows)
     silent, n = m.accuracy["unanswered"], m.accuracy["n"]["Avg"]
-    further = " This run then aligned it on its training pictures." if m.minutes.get("align") else ""
-    seen = f" The base {escape(m.model)} was aligned on {escape(seen_by(m.model))}{further}" if seen_by(m.model) else ""
-    return f"{table}<p class='note'>{silent} of {n} problems got no answer; they count as wrong.{seen}</p>"
+    seen = seen_by(m.model)
+    told = f" The base {escape(m.model)} was aligned on {escape(seen)}" if seen else ""
+    if seen and m.minutes.get("align"):
+        told += " This run then aligned it on its training pictures."
+    return f"{table}<p class='note'>{silent} of {n} problems got no answer; they count as wrong.{told}</p>"
 
 
 def _looking(m: Metrics) -> str:

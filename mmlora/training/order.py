@@ -43,5 +43,5 @@ def by_rate(model: nn.Module) -> list[dict[str, Any]]:
     """
     training = [(".lora_" in name, p) for name, p in model.named_parameters() if p.requires_grad]
     added, own = ([p for lora, p in training if lora is wanted] for wanted in (True, False))
-    groups = {1.0: added, OWN_SHARE: own} if added else {1.0: own}
-    return [{"params": params, "share": share} for share, params in groups.items() if params]
+    groups = (added, 1.0), (own, OWN_SHARE if added else 1.0)
+    return [{"params": params, "share": share} for params, share in groups if params]
