@@ -81,7 +81,7 @@ def _together(settings: Settings, out: Path | str | None, resume: bool) -> Path:
     Experiment(settings, folder, resume=resume).run()
     if processes.first():
         _finish(folder, html_report(folder))
-    processes.wait()
+    processes.leave()
     return folder
 
 

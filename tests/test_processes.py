@@ -10,11 +10,13 @@ import families
 import pytest
 import together
 import torch
+from test_experiment import write_problems
 
 from mmlora.adapters.files import load_adapter
 from mmlora.evaluation.answering import evaluate
 from mmlora.models import processes
 from mmlora.models.vlm import load_base
+from mmlora.reporting.record import Metrics
 from mmlora.training import checkpoint
 
 TESTS = Path(__file__).parent
@@ -70,6 +72,16 @@ def test_a_process_that_dies_ends_the_run_and_its_last_checkpoint_is_whole(tmp_p
     assert checkpoint.newest(tmp_path / "dies").state["step"] in (3, 4)
     first, second, _ = together_do("goes_on", tmp_path)
     assert len(first) == 12 and first == second
+
+
+def test_a_run_by_two_leaves_one_report_and_no_group(tmp_path):
+    """A process that closes down within its group may be aborted, and the run is then taken for a failed one."""
+    families.save(families.build("smolvlm"), tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    write_problems(tmp_path / "data")
+    first, second, said = together_do("whole_run", tmp_path)
+    assert not first and not second and said.count(f"report    {tmp_path / 'run' / 'report.html'}") == 1
+    assert Metrics.load(tmp_path / "run" / "metrics.json").n_test == 8 and (tmp_path / "run" / "report.html").is_file()
 
 
 def test_the_cache_is_built_in_shares(tmp_path):

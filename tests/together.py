@@ -18,6 +18,7 @@ import tiny
 import tinyvlm
 import torch
 
+from mmlora import headless
 from mmlora.adapters import lora
 from mmlora.adapters.files import save_adapter
 from mmlora.encoding.prefix import PrefixCache
@@ -26,6 +27,7 @@ from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import evaluate
 from mmlora.models import processes
 from mmlora.models.vlm import decoder_layers, load_base
+from mmlora.settings import Settings
 from mmlora.training.fit import fit
 
 PROBLEMS = [replace(problem, id=f"{problem.id}-{i}") for i in range(3) for problem in tinyvlm.PROBLEMS]
@@ -99,6 +101,13 @@ def spread(folder: Path) -> dict:
     }
 
 
+def whole_run(folder: Path) -> bool:
+    """`mmlora run` on the model and the problems in `folder`; whether the group of processes is still there after it."""
+    settings = Settings(model=str(folder / "model"), data=str(folder / "data"), steps=4, method="likelihood")
+    headless.run(settings, out=folder / "run")
+    return torch.distributed.is_initialized()
+
+
 def shard_of(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
@@ -109,3 +118,4 @@ if __name__ == "__main__":
     processes.count()  # the group of processes exists from here on
     found = globals()[name](folder)
     (folder / f"{name}-{processes.index()}.json").write_text(json.dumps(found))
+    processes.leave()

@@ -59,6 +59,16 @@ def wait() -> None:
     _state().wait_for_everyone()
 
 
+def leave() -> None:
+    """The last call of a run that went well: its processes wait for each other and end their group.
+
+    Gloo's threads may still hold tensors; one that lets go of them while Python closes down aborts its process.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        wait()
+        _state().destroy_process_group()
+
+
 def mine(items: Sequence[Item]) -> Sequence[Item]:
     """This process's share of what all were given; `together` puts shares back in order."""
     return items[index() :: count()]
