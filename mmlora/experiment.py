@@ -119,7 +119,7 @@ class Experiment:
             return
         with self.budget.watch("align"):
             pairs, further = captioned(self.train), further_captioned(self.settings.data)
-            self.vlm = aligned(self.vlm, pairs, further, minutes, self.folder, learn_to_read)
+            self.vlm = aligned(self.vlm, pairs, further, minutes, self.folder, learn_to_read, self.settings.seed)
 
     def attach(self) -> None:
         """A fresh adapter on the base, aligned first where it is to be: `learner`. Prints where it went."""

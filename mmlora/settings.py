@@ -100,7 +100,9 @@ class Settings:
     batch_size: int = _setting(
         TRAIN["batch_size"], "Training", "Samples a step; in an hour steps are scarcer than samples."
     )
-    seed: int = _setting(TRAIN["seed"], "Training", "Of the samples' order and of the adapter's start.")
+    seed: int = _setting(
+        TRAIN["seed"], "Training", "Of the adapter's start, and of the order in which samples and captions are learned."
+    )
 
     side: int | None = _setting(
         None, "Machine", "Pixels a side of a picture, where the model can choose: memory follows it."

@@ -113,6 +113,17 @@ def test_an_adapter_brings_the_connector_that_it_stands_on_and_no_other_takes_it
     assert not (tmp_path / "adapter" / FILE).exists(), "a connector of an earlier adapter stays behind"
 
 
+def test_a_seed_decides_how_the_connector_learns(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(aligned, "ENOUGH", 0)  # copies are made as long as time allows
+    monkeypatch.setattr(aligned, "FEWEST", 4)
+
+    def weights(seed):
+        tensors, _ = aligned.learn_to_read(load_base(folder), PAIRS, (), 0.1, tmp_path, seed)
+        return torch.cat([tensor.flatten().float() for _, tensor in sorted(tensors.items())])
+
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+
+
 def test_words_that_both_dictionaries_have_keep_their_spelling(folder):
     vlm = load_base(folder)
     known = vlm.model.model.connector

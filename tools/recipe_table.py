@@ -74,6 +74,31 @@ def earlier(folder: Path = RESULTS / "earlier" / "recipe") -> str:
     return markdown((*HEADER, LAST), rows)
 
 
+def hours(folder: Path = RESULTS) -> str:
+    """The recorded hour, and those that differ from it in their seeds."""
+    paths = [folder / "one_hour_smolbridge.json", *sorted((folder / "seeds").glob("one_hour_smolbridge-*.json"))]
+    header = (
+        "seed",
+        "problems",
+        "minutes",
+        "samples seen",
+        "accuracy (95 % interval)",
+        "IMG",
+        "another's picture",
+        "base model",
+    )
+
+    def told(m: Metrics) -> list[str]:
+        drawn = m.data.removeprefix("minisqa of ").rsplit(" ", 1)[0].replace("minisqa", "seed 0")
+        shown = (
+            interval(m.accuracy),
+            *(f"{s:.1f}" for s in (m.accuracy["IMG"], m.controls["swapped"]["avg"], m.base["avg"])),
+        )
+        return [str(m.seed), drawn, f"{m.minutes['total']:.1f}", f"{m.samples_seen:,}", *shown]
+
+    return markdown(header, [told(Metrics.load(path)) for path in paths])
+
+
 def seeds(folder: Path = RESULTS) -> str:
     """The runs of fifteen minutes that differ in their seed only, and how far apart they are."""
     runs = [Metrics.load(path) for path in sorted(folder.glob("fifteen_minutes_smolbridge_seed*.json"))]
@@ -98,7 +123,7 @@ def seeds(folder: Path = RESULTS) -> str:
 
 def tables() -> dict[str, str]:
     """By marker name."""
-    return {"recipe": table(), "earlier": earlier(), "seeds": seeds()}
+    return {"recipe": table(), "earlier": earlier(), "hours": hours(), "seeds": seeds()}
 
 
 if __name__ == "__main__":

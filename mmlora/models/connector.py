@@ -25,7 +25,9 @@ from mmlora.models import processes
 from mmlora.models.vlm import VLM, base_model
 
 Captioned = tuple[Image.Image, str]
-Learn = Callable[[VLM, Sequence[Captioned], Iterable[Captioned], float, Path], tuple[dict[str, torch.Tensor], dict]]
+Learn = Callable[
+    [VLM, Sequence[Captioned], Iterable[Captioned], float, Path, int], tuple[dict[str, torch.Tensor], dict]
+]
 FILE = "connector.safetensors"
 ALIGNED = "mmlora_connector"  # a base's attribute: the tensors that it adopted
 
@@ -43,6 +45,7 @@ def aligned(
     minutes: float,
     folder: Path,
     otherwise: Learn,
+    seed: int = 0,
 ) -> VLM:
     """The model with a connector that learned to read these pictures; kept in `folder` and used again.
 
@@ -57,7 +60,7 @@ def aligned(
     package, found = own_way(vlm), processes.said((folder / FILE).is_file())
     if not found and (package is None or processes.first()):
         learn = otherwise if package is None else package.learn_to_read
-        tensors, record = learn(vlm, captioned, further, minutes, folder)
+        tensors, record = learn(vlm, captioned, further, minutes, folder, seed)
         if processes.first():
             write_whole(folder / "align.json", json.dumps(record, indent=1) + "\n")
             save_file(tensors, folder / FILE)

@@ -45,11 +45,11 @@ def aligns(vlm: Any) -> bool:
     return bool(vlm.model.config.glance_width)
 
 
-def learn_to_read(vlm: Any, captioned: Any, further: Any, minutes: float, work: Path) -> Any:
+def learn_to_read(vlm: Any, captioned: Any, further: Any, minutes: float, work: Path, seed: int = 0) -> Any:
     """See `aligned.learn_to_read`."""
     from mmlora.smolbridge import aligned
 
-    return aligned.learn_to_read(vlm, captioned, further, minutes, work)
+    return aligned.learn_to_read(vlm, captioned, further, minutes, work, seed)
 
 
 def adopt(vlm: Any, tensors: Any) -> Any:

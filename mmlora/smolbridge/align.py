@@ -43,6 +43,7 @@ class ReadSettings:
     dropout: float = 0.2  # of hidden units and of a glance
     weight_decay: float = 0.05
     held_out: int = 2000  # pictures, the first ones, that only measure
+    seed: int = 0  # order of the pictures
 
 
 @torch.inference_mode()
@@ -131,7 +132,7 @@ def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings
     held, rows = settings.held_out, len(seen)
     learning = nn.ModuleList(learned(connector)).requires_grad_(True)
     optimizer = torch.optim.AdamW(learning.parameters(), betas=(0.9, 0.98), weight_decay=settings.weight_decay)
-    rng, records = np.random.default_rng(0), []
+    rng, records = np.random.default_rng(settings.seed), []
     batch_size = min(settings.batch_size, rows - held)
     per_epoch = (rows - held) // batch_size
     epochs = max(settings.epochs, -(-settings.fewest_steps // per_epoch))
@@ -171,7 +172,7 @@ def _numbers(seen: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(seen.astype(np.float32))
 
 
-def fitting(model: Any, words: torch.Tensor, said: int, names: torch.Tensor | None = None) -> Connector:
+def fitting(model: Any, words: torch.Tensor, said: int, names: torch.Tensor | None = None, seed: int = 0) -> Connector:
     """A fresh connector for this dictionary and this many tokens of a caption that describes pictures as `model`'s does.
 
     `names`, places in the dictionary (1000, naming_tokens), adds the visual tokens that say ImageNet's name.
@@ -179,7 +180,7 @@ def fitting(model: Any, words: torch.Tensor, said: int, names: torch.Tensor | No
     config, core = copy.copy(model.config), model.model
     config.naming_tokens = 0 if names is None else names.shape[1]
     config.dictionary, config.visual_tokens = len(words), said + config.naming_tokens
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     connector = Connector(config, core.vision_tower.feature_info.channels())
     connector.describe.load_state_dict(core.connector.describe.state_dict())
     connector.word_ids.copy_(words)

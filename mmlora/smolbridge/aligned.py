@@ -30,7 +30,7 @@ HELD_OUT = 0.05  # share of the first-hand pictures that only measure
 
 
 def learn_to_read(
-    vlm: VLM, captioned: Sequence[Captioned], further: Iterable[Captioned], minutes: float, work: Path
+    vlm: VLM, captioned: Sequence[Captioned], further: Iterable[Captioned], minutes: float, work: Path, seed: int = 0
 ) -> tuple[dict[str, torch.Tensor], dict]:
     """The tensors of a connector that learned to read these pictures, and a record of how.
 
@@ -50,9 +50,9 @@ def learn_to_read(
     seen = look(vlm, pictures(), work / "seen.f16")
     looked = perf_counter() - began
     words, spelled = spell(vlm.processor.tokenizer, _bounded(vlm.processor.tokenizer, texts))
-    connector = fitting(vlm.model, words, spelled.shape[1])
+    connector = fitting(vlm.model, words, spelled.shape[1], seed=seed)
     _go_on(connector, base_model(vlm.model).model.connector)
-    log = read(connector, seen, spelled, _reading(len(seen), held, minutes))
+    log = read(connector, seen, spelled, replace(_reading(len(seen), held, minutes), seed=seed))
     del seen  # a file that is mapped cannot be removed everywhere
     (work / "seen.f16").unlink()
     record = {

@@ -27,7 +27,7 @@ RATE = 1e-4  # the peak; these are full weights that know much already
 
 
 def learn_to_read(
-    vlm: VLM, captioned: Sequence[Captioned], further: Iterable[Captioned], minutes: float, work: Path
+    vlm: VLM, captioned: Sequence[Captioned], further: Iterable[Captioned], minutes: float, work: Path, seed: int = 0
 ) -> tuple[dict[str, torch.Tensor], dict]:
     """The connector's tensors after so many minutes with these pictures, and a record of how they were learned.
 
@@ -47,7 +47,8 @@ def learn_to_read(
         parameter.requires_grad_(True)
     try:
         with TemporaryDirectory(dir=work) as folder:
-            log = fit(model, Samples(vlm, lessons), TrainSettings(minutes=minutes, learning_rate=RATE), folder)
+            settings = TrainSettings(minutes=minutes, learning_rate=RATE, seed=seed)
+            log = fit(model, Samples(vlm, lessons), settings, folder)
     finally:
         for parameter in connector.values():
             parameter.requires_grad_(False)
