@@ -154,6 +154,7 @@ def main(
         found = measured(Point(**json.loads(point)), folder)
         if processes.first():
             print("\n" + json.dumps(found))
+        processes.leave()
         return
     state, known = machine.git_state(), {}
     record: dict = {"model": "smolbridge", "settings": {"batch": BATCH, "steps": STEPS, "warm": WARM}, "sweeps": {}}
