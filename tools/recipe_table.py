@@ -99,7 +99,7 @@ def hours(folder: Path = RESULTS) -> str:
     return markdown(header, [told(Metrics.load(path)) for path in paths])
 
 
-def seeds(folder: Path = RESULTS) -> str:
+def seeds(folder: Path = RESULTS / "earlier") -> str:
     """The runs of fifteen minutes that differ in their seed only, and how far apart they are."""
     runs = [Metrics.load(path) for path in sorted(folder.glob("fifteen_minutes_smolbridge_seed*.json"))]
     columns = [(m.accuracy["avg"], m.accuracy["IMG"], m.blank_image["IMG"]) for m in runs]
