@@ -168,6 +168,14 @@ def test_a_control_on_fewer_problems_has_a_bar_only_where_n_is_the_same(scores):
     assert texts_inside(figure)
 
 
+def test_a_control_on_some_of_the_pictures_has_its_bar_there_and_says_of_how_many(scores):
+    some = {column: Share(0, 0) for column in CATEGORIES} | {column: Share(1, 5) for column in ("IMG", "Avg")}
+    some["NAT"] = Share(1, 3)
+    figure = plots.category_bars({"trained": scores["trained"], "swapped": Scores(some, {}, 0)})
+    (bar,) = bars(figure.axes[0])["swapped (5 of IMG only)"]
+    assert round(bar.get_center()[0]) == CATEGORIES.index("IMG") and bar.get_height() == pytest.approx(20)
+
+
 def test_bars_of_a_column_stand_beside_each_other_in_its_middle(scores):
     drawn = sorted(
         (bar.get_x(), bar.get_x() + bar.get_width())

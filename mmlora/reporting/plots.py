@@ -90,7 +90,7 @@ def learning_curve(records: Sequence[Mapping]) -> Figure:
     upper.set(ylabel="loss (nats per token)", yscale="log", title="Learning curve")
     upper.yaxis.set_major_formatter("{x:g}")
     upper.grid(axis="y", which="both", alpha=0.25)
-    upper.legend(frameon=False)
+    upper.legend(frameon=False, loc="lower left")  # where neither a loss nor an accuracy comes by
     if probes := [(r["seconds"] / 60, r["validation"]) for r in records if "validation" in r]:
         right = upper.twinx()
         shares = [Share(probe["correct"], probe["n"]) for _, probe in probes]
@@ -127,12 +127,12 @@ def chance_by_column(problems: Sequence[Problem]) -> dict[str, float]:
 def category_bars(scores: Mapping[str, Scores], chance: Mapping[str, float] | None = None) -> Figure:
     """Accuracy in the nine columns with 95 % intervals, one series per entry of `scores` (trained, base, …).
 
-    The columns' n are the first series'. Another has a bar only where it was scored on as many problems, and its name
-    says where (the blank picture: "IMG only"). `chance`, in percent by column, adds a dashed line.
+    The columns' n are the first series'. Another has a bar only where it was scored on as many problems, and a
+    control on some of the pictures in "IMG"; its name says where ("200 of IMG only"). `chance`, in percent by column, adds a dashed line.
     """
     n = {column: next(iter(scores.values())).columns[column].n for column in CATEGORIES}
     asked = [c for c in CATEGORIES if n[c]]
-    beside = {c: [name for name, result in scores.items() if result.columns[c].n == n[c]] for c in asked}
+    beside = {c: [name for name, result in scores.items() if _comparable(result, c, n[c])] for c in asked}
     figure = sized(9, 4)
     axes = figure.subplots()
     width = 0.84 / len(scores)
@@ -141,7 +141,8 @@ def category_bars(scores: Mapping[str, Scores], chance: Mapping[str, float] | No
         x = [CATEGORIES.index(c) + width * (beside[c].index(name) - (len(beside[c]) - 1) / 2) for c in shown]
         shares = [result.columns[c] for c in shown]
         height = [_accuracy(share) for share in shares]
-        label = name if shown == asked else f"{name} ({', '.join(shown)} only)" if shown else f"{name} (other problems)"
+        parts = ", ".join(c if share.n == n[c] else f"{share.n} of {c}" for c, share in zip(shown, shares))
+        label = name if shown == asked else f"{name} ({parts} only)" if shown else f"{name} (other problems)"
         axes.bar(x, height, width * 0.94, label=label, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5)
         _whiskers(axes, x, height, yerr=_reach(shares))
     for column in set(CATEGORIES) - set(asked):
@@ -160,6 +161,12 @@ def category_bars(scores: Mapping[str, Scores], chance: Mapping[str, float] | No
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     _plain(axes)
     return figure
+
+
+def _comparable(result: Scores, column: str, n: int) -> bool:
+    """Whether a series' share of a column may stand beside others': of as many problems, or of some of its pictures."""
+    own = result.columns[column].n
+    return own == n or (column == "IMG" and own == result.n > 0)
 
 
 def _accuracy(share: Share) -> float:

@@ -80,7 +80,7 @@ def category_table(metrics: Metrics | Sequence[Metrics], form: str = "markdown")
         raise ReportError(f"no table form is called {form!r}; there are markdown and html")
     rows = []
     for m in [metrics] if isinstance(metrics, Metrics) else metrics:
-        minutes = m.minutes["train"]
+        minutes = m.minutes["train"] + m.minutes.get("align", 0)  # the first runs had no such part
         lasted = f"{minutes:.0f} min" if minutes < 30 else f"{minutes / 60:.1f} h"
         training = f"{lasted}, {processor(m)}"
         for label, trainable, hours, scores in (

@@ -157,7 +157,7 @@ def read(connector: Connector, seen: np.ndarray, spelled: torch.Tensor, settings
             right = (scores.argmax(-1) == spelled[:held]).float().mean().item()
             records[-1] |= {"held_out_loss": round(held_out, 4), "words_right": round(right, 4)}
         if epochs == settings.epochs or epoch + 1 == epochs:
-            print(records[-1], flush=True)
+            print(", ".join(f"{name.replace('_', ' ')} {number}" for name, number in records[-1].items()), flush=True)
     learning.requires_grad_(False)
     return records
 

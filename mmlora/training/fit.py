@@ -160,7 +160,7 @@ class _Run:
         share, late, fits = processes.agreed(clock.share(place.step), is_late, clock.time_for_a_probe())
         if self.probe and fits and self.probe.due(share, place.probed):
             before = clock.seconds()
-            record["validation"] = self.probe.measure()
+            record["validation"] = self.probe.ask()
             training_mode(self.model)
             clock.probe_seconds, place.probed = clock.seconds() - before, *processes.agreed(clock.share(place.step))
         self.journal.write(record, share, clock.seconds_left(place.step))

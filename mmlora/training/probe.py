@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,12 @@ class Probe:
 
     measure: Callable[[], dict]  # `{"correct": …, "n": …}` of the model as it is
     shares: Sequence[float] = SHARES  # of the budget, ascending
+
+    def ask(self) -> dict:
+        """Measure, without warnings in the middle of a progress bar's line: scoring after training gives its own."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self.measure()
 
     def due(self, share: float, last: float) -> bool:
         """Whether a moment has come between the share of the budget where the last probe ended and this one."""
