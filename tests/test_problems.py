@@ -425,8 +425,12 @@ def test_one_file_holds_all_splits_and_a_missing_column_is_said(tmp_path, capsys
     with pytest.raises(DataError, match="problems.csv has no problem of the split 'dev'; it has train, test"):
         load_problems(tmp_path, "dev")
     (tmp_path / "problems.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines))
-    assert [problem.id for problem in load_problems(tmp_path, "dev")] == ["x", "y", "z"]
-    assert "has no column 'split': all its problems are read as 'dev'" in capsys.readouterr().out
+    assert [problem.id for problem in load_problems(tmp_path, "test")] == ["x", "y", "z"]
+    assert "has no column 'split': all its problems are read as 'test'" in capsys.readouterr().out
+    with pytest.raises(
+        DataError, match="problems.csv has no column 'split', so .* not learned from: .*; add the column"
+    ):
+        load_problems(tmp_path, "train")
     (tmp_path / "problems.csv").write_text("\n".join([*lines, "q,Why?,yes,no,B,"]))
     with pytest.raises(DataError, match="line 5: problem test-1: it has no split, but others have one"):
         load_problems(tmp_path, "test")

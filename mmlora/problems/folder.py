@@ -192,11 +192,16 @@ def _object(text: str) -> dict | str:
 
 
 def _of_split(table: Iterator[tuple[int, dict | str]], split: str, path: Path) -> Iterator[tuple[int, dict | str]]:
-    """Yield the rows whose `split` is this one; where no row has a split, all of them, and say so."""
+    """Yield the rows whose `split` is this one; where no row has a split, all of them as "test" and for nothing else."""
     rows = [(line, cells, cells.pop("split", None) if isinstance(cells, dict) else split) for line, cells in table]
     splits = list(dict.fromkeys(each for _, cells, each in rows if isinstance(cells, dict)))
-    if splits == [None]:
-        print(f"{path} has no column 'split': all its problems are read as {split!r}")
+    if splits == [None] and split == "test":
+        print(f"{path} has no column 'split': all its problems are read as 'test'")
+    elif splits == [None]:
+        raise DataError(
+            f"{path} has no column 'split', so its problems can be answered, as the split 'test', and not learned from: a test on "
+            f"what was learned is worth nothing; add the column, with train and test"
+        )
     elif split not in splits:
         raise DataError(f"{path} has no problem of the split {split!r}; it has {', '.join(map(str, splits))}")
     for line, cells, each in rows:
