@@ -94,10 +94,11 @@ def cost_by_size(sweeps: Mapping[str, Sequence[Mapping]]) -> Figure:
     shown = [name for name in SCALED if name in sweeps]
     figure = sized(7.5, 2.1 * -(-len(shown) // 3))
     fields = figure.subplots(-(-len(shown) // 3), 3, sharey=True, squeeze=False).flatten()
+    dearest = max(1000 * found["step_seconds"] for name in shown for found in sweeps[name])
     for name, axes in zip(shown, fields):
         steps = [1000 * found["step_seconds"] for found in sweeps[name]]
         axes.plot([str(found["value"]) for found in sweeps[name]], steps, color=BLUE, marker="o")
-        axes.set(xlabel=SCALED[name], ylim=(0, None))
+        axes.set(xlabel=SCALED[name], ylim=(0, 1.08 * dearest))  # one scale for all
         axes.spines[["top", "right"]].set_visible(False)
     for axes in fields[len(shown) :]:
         axes.set_visible(False)
@@ -127,7 +128,12 @@ def scaling_tables(record: Mapping) -> str:
         for n, (costs, how) in many.items()
     ]
     machines = [
-        [f"{name} (on paper)", f"{found['peak_tflops']:g}", found["source"], f"{1000 * found['step_seconds']:.2g}"]
+        [
+            f"{name} (on paper)",
+            f"{found['peak_tflops']:g}",
+            found["source"],
+            f"{float(format(1000 * found['step_seconds'], '.2g')):g}",
+        ]
         for name, found in paper["machines"].items()
     ]
     peak = "published peak, 10¹² operations/s"
