@@ -52,7 +52,8 @@ def main(
         problems = str(build(Path(folder) / "minisqa", seed=data_seed)) if data_seed else settings.data
         run = DrawnAnew(settings, Path(folder) / "run", problems)
         metrics = run.run()
-        replace(metrics, data=f"minisqa of seed {data_seed} {len(run.train)}/{len(run.test)}").save(target)
+        drawn = f"minisqa of seed {data_seed} {len(run.train)}/{len(run.test)}" if data_seed else metrics.data
+        replace(metrics, data=drawn).save(target)
     save_predictions([replace(said, text="") for said in run.predictions], target.with_suffix(".jsonl"))
     print(f"seed {seed}, data {data_seed}: {run.scores.accuracy} {run.scores.ci95} -> {target}")
 

@@ -40,6 +40,5 @@ def test_what_was_not_measured_is_on_paper():
     assert "| rank: 4 | 89 | 50 | 20 | 3.0 GB |" in said and "| T4 (on paper) | 65 | a data sheet | 2 |" in said
     (field,) = [axes for axes in pictures.cost_by_size(sweeps).axes if axes.get_visible()]
     assert list(field.lines[0].get_ydata()) == [50, 60] and field.get_xlabel() == "rank"
-    steps = [{"value": n, "step_seconds": n / 100, "cache_seconds": 0, "memory_gb": 1, "tokens": 1} for n in (1, 9)]
-    fields = pictures.cost_by_size({"rank": steps[:1], "cores": steps}).axes
+    fields = pictures.cost_by_size({"rank": [point(4, 0.01)], "cores": [point(1, 0.09), point(2, 0.01)]}).axes
     assert all(axes.get_ylim()[1] > 90 for axes in fields if axes.get_visible())

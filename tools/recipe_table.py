@@ -42,6 +42,7 @@ EARLIER = {
 }
 HEADER = ("recipe", "what differs", "samples seen", "minutes", "accuracy (95 % interval)", "IMG")
 LAST, PAIRED = "blank", "more than shipped (95 % interval, paired)"
+SEEDED = ("seed", "minutes", "samples seen", "accuracy (95 % interval)", "IMG")
 
 
 def row(name: str, told: str, m: Metrics | None) -> list[str]:
@@ -74,51 +75,29 @@ def earlier(folder: Path = RESULTS / "earlier" / "recipe") -> str:
     return markdown((*HEADER, LAST), rows)
 
 
+def seeded(m: Metrics, control: float) -> list[str]:
+    """A run among those that differ in their seeds, with its accuracy on pictures that lack something."""
+    shares = (f"{share:.1f}" for share in (m.accuracy["IMG"], control, m.base["avg"]))
+    return [str(m.seed), f"{m.minutes['total']:.1f}", f"{m.samples_seen:,}", interval(m.accuracy), *shares]
+
+
 def hours(folder: Path = RESULTS) -> str:
     """The recorded hour, and those that differ from it in their seeds."""
     paths = [folder / "one_hour_smolbridge.json", *sorted((folder / "seeds").glob("one_hour_smolbridge-*.json"))]
-    header = (
-        "seed",
-        "problems",
-        "minutes",
-        "samples seen",
-        "accuracy (95 % interval)",
-        "IMG",
-        "another's picture",
-        "base model",
-    )
-
-    def told(m: Metrics) -> list[str]:
-        drawn = m.data.removeprefix("minisqa of ").rsplit(" ", 1)[0].replace("minisqa", "seed 0")
-        shown = (
-            interval(m.accuracy),
-            *(f"{s:.1f}" for s in (m.accuracy["IMG"], m.controls["swapped"]["avg"], m.base["avg"])),
-        )
-        return [str(m.seed), drawn, f"{m.minutes['total']:.1f}", f"{m.samples_seen:,}", *shown]
-
-    return markdown(header, [told(Metrics.load(path)) for path in paths])
+    runs = [Metrics.load(path) for path in paths]
+    rows = [[*seeded(m, m.controls["swapped"]["avg"]), m.data] for m in runs]
+    return markdown((*SEEDED, "another's picture", "base model", "problems"), rows)
 
 
 def seeds(folder: Path = RESULTS / "earlier") -> str:
     """The runs of fifteen minutes that differ in their seed only, and how far apart they are."""
     runs = [Metrics.load(path) for path in sorted(folder.glob("fifteen_minutes_smolbridge_seed*.json"))]
     columns = [(m.accuracy["avg"], m.accuracy["IMG"], m.blank_image["IMG"]) for m in runs]
-    rows = [
-        [
-            str(m.seed),
-            f"{m.minutes['total']:.1f}",
-            f"{m.samples_seen:,}",
-            interval(m.accuracy),
-            f"{m.accuracy['IMG']:.1f}",
-            f"{m.blank_image['IMG']:.1f}",
-            f"{m.base['avg']:.1f}",
-        ]
-        for m in runs
-    ]
+    rows = [seeded(m, m.blank_image["IMG"]) for m in runs]
     if len(runs) > 1:
         spread = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in zip(*columns)]
         rows.append(["mean ± standard deviation", "", "", *spread, ""])
-    return markdown(("seed", "minutes", "samples seen", "accuracy (95 % interval)", "IMG", "blank", "base model"), rows)
+    return markdown((*SEEDED, "blank", "base model"), rows)
 
 
 def tables() -> dict[str, str]:

@@ -94,12 +94,12 @@ def cost_by_size(sweeps: Mapping[str, Sequence[Mapping]]) -> Figure:
     shown = [name for name in SCALED if name in sweeps]
     figure = sized(7.5, 2.1 * -(-len(shown) // 3))
     fields = figure.subplots(-(-len(shown) // 3), 3, sharey=True, squeeze=False).flatten()
-    dearest = max(1000 * found["step_seconds"] for name in shown for found in sweeps[name])
     for name, axes in zip(shown, fields):
         steps = [1000 * found["step_seconds"] for found in sweeps[name]]
         axes.plot([str(found["value"]) for found in sweeps[name]], steps, color=BLUE, marker="o")
-        axes.set(xlabel=SCALED[name], ylim=(0, 1.08 * dearest))  # one scale for all
+        axes.set_xlabel(SCALED[name])
         axes.spines[["top", "right"]].set_visible(False)
+    fields[0].set_ylim(bottom=0)  # of all fields, and only now: a limit that is set ends the search for the other one
     for axes in fields[len(shown) :]:
         axes.set_visible(False)
     figure.supylabel("milliseconds a sample", fontsize=FONT + 1)
@@ -128,12 +128,7 @@ def scaling_tables(record: Mapping) -> str:
         for n, (costs, how) in many.items()
     ]
     machines = [
-        [
-            f"{name} (on paper)",
-            f"{found['peak_tflops']:g}",
-            found["source"],
-            f"{float(format(1000 * found['step_seconds'], '.2g')):g}",
-        ]
+        [f"{name} (on paper)", f"{found['peak_tflops']:g}", found["source"], f"{1000 * found['step_seconds']:.3g}"]
         for name, found in paper["machines"].items()
     ]
     peak = "published peak, 10¹² operations/s"

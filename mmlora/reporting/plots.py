@@ -127,8 +127,9 @@ def chance_by_column(problems: Sequence[Problem]) -> dict[str, float]:
 def category_bars(scores: Mapping[str, Scores], chance: Mapping[str, float] | None = None) -> Figure:
     """Accuracy in the nine columns with 95 % intervals, one series per entry of `scores` (trained, base, …).
 
-    The columns' n are the first series'. Another has a bar only where it was scored on as many problems, and a
-    control on some of the pictures in "IMG"; its name says where ("200 of IMG only"). `chance`, in percent by column, adds a dashed line.
+    The columns' n are the first series'. Another has a bar only where it was scored on as many problems, and a control
+    on some of the pictures in "IMG"; its name says where ("200 of IMG only"). `chance`, in percent by column, adds a
+    dashed line.
     """
     n = {column: next(iter(scores.values())).columns[column].n for column in CATEGORIES}
     asked = [c for c in CATEGORIES if n[c]]

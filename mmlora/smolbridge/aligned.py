@@ -35,7 +35,7 @@ def learn_to_read(
     """The tensors of a connector that learned to read these pictures, and a record of how.
 
     `captioned` are looked at once, then `further` ones as long as the minutes allow, or slightly altered copies where there
-    are none. Words that no caption has cannot be said afterwards.
+    are none. Words that no caption has cannot be said afterwards. `seed` decides the start and the order of reading.
     """
     began, texts = perf_counter(), list[str]()
     held = round(HELD_OUT * len(captioned))
