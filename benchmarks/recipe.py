@@ -28,7 +28,7 @@ from mmlora.paths import RESULTS
 from mmlora.settings import Settings
 
 #: Enough to rank recipes ten points apart, few enough to try many; ten minutes' worth of controls.
-SAME = {"train_problems": 2000, "test_problems": 500, "split": "validation", "probe_problems": 0, "minutes": 10}
+SAME = {"train_problems": 2000, "test_problems": 600, "split": "validation", "probe_problems": 0, "minutes": 10}
 MINUTES = 5.0  # of training, unless --train-minutes or --steps says otherwise
 ALIGNED = RESULTS / "one_hour_smolbridge" / "adapter" / FILE
 

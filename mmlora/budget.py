@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
+
+from mmlora.files import write_whole
 
 TRAIN_A_MINUTE, WHOLE_TRAIN = 133, 60  # problems, and the minutes from which on it is all of them, MiniSQA's 8,000
 TEST_A_MINUTE, WHOLE_TEST = 30, 33  # the same for its 1,000
@@ -20,6 +24,7 @@ class Budget:
     """
 
     minutes: float
+    file: Path | None = None  # where `spent` is kept for a session that goes on after this one
     started: float = field(default_factory=perf_counter)
     spent: dict[str, float] = field(default_factory=dict)  # minutes by part: data, align, cache, train, score
     added: float = 0.0  # minutes of earlier sessions
@@ -64,6 +69,15 @@ class Budget:
         began = perf_counter()
         yield
         self.spent[part] = self.spent.get(part, 0.0) + (perf_counter() - began) / 60
+        if self.file:
+            with suppress(OSError):  # a full disk is said where it matters, and no reason to lose what was trained
+                write_whole(self.file, json.dumps(self.spent, indent=1) + "\n")
+
+    def go_on(self, file: Path) -> None:
+        """Count what sessions before this one spent on everything but training, which its checkpoints know."""
+        spent = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for part in spent.keys() - {"train"}:
+            self.add(part, spent[part])
 
     def training_minutes(self, scoring: float) -> float:
         """What is left for training when `scoring` minutes are kept for the end.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -117,6 +118,10 @@ def build(
     """Build MiniSQA's splits as parquet files."""
     from mmlora.minisqa.dataset import build as build_minisqa
 
+    if seed and folder is None:
+        raise typer.BadParameter(
+            "without --folder it would lie where runs look for the problems of seed 0; name a --folder"
+        )
     typer.echo(f"MiniSQA is in {build_minisqa(folder, seed=seed)}")
 
 
@@ -132,6 +137,9 @@ def fetch() -> None:
 
 def main() -> None:
     """Run the command line; a known error is printed as its one sentence, with exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a Windows file of another alphabet shall not end a run at a ✓
+            stream.reconfigure(errors="replace")
     try:
         app(prog_name="mmlora")
     except MMLoraError as error:

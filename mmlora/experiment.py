@@ -11,8 +11,8 @@ from pathlib import Path
 from time import perf_counter
 
 from mmlora.adapters.files import load_vlm, save_adapter
-from mmlora.adapters.lora import attach, detach
-from mmlora.adapters.towers import tower_of, towers
+from mmlora.adapters.lora import AdapterError, attach, detach
+from mmlora.adapters.towers import learning_connector, towers
 from mmlora.budget import Budget
 from mmlora.encoding.prefix import PrefixCache
 from mmlora.encoding.prompts import taught
@@ -31,7 +31,7 @@ from mmlora.models.vlm import base_model, decoder_layers
 from mmlora.problems.captions import captioned, further_captioned
 from mmlora.problems.load import licence, load_problems
 from mmlora.problems.record import Problem
-from mmlora.problems.rows import DataError
+from mmlora.problems.rows import DataError, NoSplit
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
@@ -41,9 +41,8 @@ from mmlora.training.log import TrainingError, TrainLog
 from mmlora.training.probe import Probe
 from mmlora.training.settings import TrainingSet
 
-BASE_METHOD: Method = (
-    "likelihood"  # an untrained model rarely says an answer, so it is asked which one it holds for likeliest
-)
+#: An untrained model rarely says an answer, so it is asked which one it holds for likeliest.
+BASE_METHOD: Method = "likelihood"
 TOGETHER = 64  # answers at a time: a small model's generation is bound by memory, not by products
 SPARE = 16  # tokens that an answer may be longer than any that was taught
 CONTROLS = 3  # answers to each of their problems: grey, swapped, captions as text; reading costs no words
@@ -62,7 +61,9 @@ class Experiment:
             choose(processes.said(products()))
         self.settings, self.folder, self.resume = settings, Path(folder).absolute(), resume
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.budget = Budget(settings.minutes)
+        self.budget = Budget(settings.minutes, self.folder / "minutes.json" if processes.first() else None)
+        if resume:
+            self.budget.go_on(self.folder / "minutes.json")
         self.reserved: float | None = None
         self.log: TrainLog | None = None
 
@@ -95,6 +96,10 @@ class Experiment:
         chosen = self.settings
         with processes.one_first():
             self.vlm = load_vlm(chosen.model, side=chosen.side, revision=chosen.revision, four_bit=chosen.four_bit)
+        if hasattr(self.vlm.model, "peft_config"):
+            raise AdapterError(
+                f"{chosen.model} is an adapter; a run trains a fresh one: give its base {self.vlm.base.name}"
+            )
         self.vlm.model.requires_grad_(False)
         if seen := seen_by(self.vlm.name):
             print(f"{self.vlm.name} was aligned on {seen}")
@@ -133,9 +138,7 @@ class Experiment:
             seed=chosen.seed,
         )  # fmt: skip
         if chosen.train_connector:
-            for name, parameter in self.model.named_parameters():
-                if tower_of(name) == "connector":
-                    parameter.requires_grad_(True)
+            learning_connector(base)
             print(towers(self.model))
         self.learner = self.vlm.with_model(self.model)
 
@@ -219,27 +222,24 @@ class Experiment:
 
     def _transfer(self) -> list[Problem]:
         """Problems of skills that are never trained, a tenth as many as are tested, where the data has such a split."""
-        chosen = self.settings
+        chosen, size = self.settings, max(1, len(self.test) // 10)
         try:
-            size = max(1, len(self.test) // 10)
             return load_problems(chosen.data, "transfer", size, missing_images=chosen.missing_images)
-        except DataError:
+        except NoSplit:
             return []
 
     def _probe(self) -> Probe | None:
         """Answers to a few validation problems while training, where the data has such a split and the minutes allow."""
-        wanted = self.settings.probe_problems
-        wanted = self.budget.probe_problems if wanted is None else wanted
+        chosen, budget = self.settings, self.budget
+        wanted = budget.probe_problems if chosen.probe_problems is None else chosen.probe_problems
         if not wanted:
             return None
         problems: list[Problem] = []
-        try:
-            with processes.one_first():
-                problems = load_problems(
-                    self.settings.data, "validation", wanted, missing_images=self.settings.missing_images
-                )
-        except DataError as error:
-            print(f"no accuracy on the way: {error}")
+        with processes.one_first():  # and no error out of it: the others would wait
+            try:
+                problems = load_problems(chosen.data, "validation", wanted, missing_images=chosen.missing_images)
+            except DataError as error:
+                print(f"no accuracy on the way: {error}")
         if not all(processes.gathered(bool(problems))):
             return None
 

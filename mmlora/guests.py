@@ -2,7 +2,8 @@
 
     [project.entry-points."mmlora.models"]      name = "package"   with ENTRY, folder(), download(), register(),
                                                                 and words_read(vlm, picture) where it can say what it reads
-    [project.entry-points."mmlora.problems"]    name = "package"   with load(split, limit) and LICENCE
+    [project.entry-points."mmlora.problems"]    name = "package"   with load(split, limit), which raises
+                                                                `problems.rows.NoSplit` for a split it lacks, and LICENCE
 
 SmolBridge and MiniSQA are two such guests. Nothing below the command line knows them by name, and any other package
 that declares the same entry points is found in the same way.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmlora import guests
 from mmlora.errors import MMLoraError
 from mmlora.paths import NOTEBOOKS, new_run
 from mmlora.settings import Settings
@@ -44,7 +45,8 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
     folder = Path(out).resolve() if out else new_run()
     _check(folder, resume)
     executed = folder / NOTEBOOK
-    model, data = (str(Path(n).resolve()) if Path(n).exists() else n for n in (settings.model, settings.data))
+    model = settings.model if guests.guest("models", settings.model) else _there(settings.model)
+    data = settings.data if guests.guest("problems", settings.data) else _there(settings.data)
     changes = replace(settings, model=model, data=data).changes()
     print(f"a run of {settings.minutes:g} minutes; its parts arrive in {folder}\n", flush=True)
     try:
@@ -83,6 +85,11 @@ def _together(settings: Settings, out: Path | str | None, resume: bool) -> Path:
         _finish(folder, html_report(folder))
     processes.leave()
     return folder
+
+
+def _there(name: str) -> str:
+    """The whole path of what lies here, for the notebook runs elsewhere; any other name as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _finish(folder: Path, report: Path, executed: Path | None = None) -> None:

@@ -20,6 +20,7 @@ from mmlora.training.settings import TrainSettings
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Split = Literal["validation", "test"]
 Tower = Literal["vision", "connector", "language"]
+SEEDS = 2**31  # as many numbers as every library's dice take
 QUICK = 10  # minutes that are too few to teach a connector MiniSQA's pictures too
 TRAIN = {each.name: each.default for each in fields(TrainSettings)}  # a default of training stands there, once
 
@@ -95,7 +96,7 @@ class Settings:
         "explanation_answer", "Training", "What is said; the reason first, then the answer leans on it."
     )
     learning_rate: float = _setting(
-        TRAIN["learning_rate"], "Training", "Peak rate; LoRA takes ten times that of full tuning."
+        TRAIN["learning_rate"], "Training", "Peak rate; LoRA takes ten times that of full tuning and more."
     )
     batch_size: int = _setting(
         TRAIN["batch_size"], "Training", "Samples a step; in an hour steps are scarcer than samples."
@@ -139,6 +140,18 @@ class Settings:
         for name in ("towers", "targets"):
             if not getattr(self, name):
                 raise SettingsError(f"{name} is empty; name at least one")
+        if not 0 <= self.seed < SEEDS:
+            raise SettingsError(f"seed is {self.seed}; give a whole number from 0 to {SEEDS - 1:,}")
+        if self.method == "lmms_eval":
+            raise SettingsError("method lmms_eval counts a bare letter, which no format teaches: it is for models as published, "
+                                "in evaluate(); give another method")  # fmt: skip
+        letters = self.format.startswith("QCM")
+        if self.method == ("generate" if letters else "official"):
+            says, wants = ("letters", "words") if letters else ("words", "letters")
+            raise SettingsError(
+                f"format {self.format} teaches {says} and method {self.method} looks for {wants}, so that no answer would be found: give "
+                f"{'method official or letter' if letters else 'method generate, or a format that begins with QCM'}"
+            )
         if self.steps is not None and self.train_minutes is not None:
             raise SettingsError("steps and train_minutes are both given; training ends by one of them")
         object.__setattr__(self, "model", self.model or self._usual_model())

@@ -1,7 +1,11 @@
 """Alignment inside a run: the connector learns to read captions, the model adopts it, and an adapter names what it stands on."""
 
 import json
+import os
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 
 import families
 import pytest
@@ -12,7 +16,7 @@ from PIL import Image
 from mmlora import minisqa
 from mmlora.adapters.files import load_adapter, load_vlm, save_adapter
 from mmlora.adapters.lora import AdapterError, attach, detach
-from mmlora.adapters.towers import tower_of
+from mmlora.adapters.towers import TowerError, tower_of
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.samples import Samples
 from mmlora.experiment import Experiment
@@ -24,7 +28,6 @@ from mmlora.settings import Settings
 from mmlora.smolbridge import aligned, assemble
 from mmlora.smolbridge.words import words_read
 from mmlora.training.captions import ASKED, learn_to_read
-from mmlora.training.log import TrainingError
 
 COLOURS = ("red", "green", "blue", "white")
 PAIRS = [
@@ -217,6 +220,26 @@ def test_a_hub_models_connector_learns_through_its_decoder_where_the_settings_as
     assert left.vlm.base.weights != asked.vlm.base.weights
 
 
+def test_a_connector_learns_in_float32_between_towers_in_half_precision(tmp_path):
+    """As on a card, in a process of its own, whose numbers are bfloat16's."""
+    script = (
+        "from pathlib import Path\n"
+        "import families, torch\n"
+        "from test_aligned import PAIRS\n"
+        "from mmlora.adapters.towers import tower_of\n"
+        "from mmlora.training.captions import learn_to_read\n"
+        "vlm = families.build('smolvlm')\n"
+        "vlm.model.to(torch.bfloat16).requires_grad_(False)\n"
+        f"tensors, record = learn_to_read(vlm, PAIRS[:8], (), 0.02, Path({str(tmp_path)!r}))\n"
+        "assert record['samples_seen'] >= 8 and {t.dtype for t in tensors.values()} == {torch.bfloat16}\n"
+        "assert not any(p.requires_grad for p in vlm.model.parameters())\n"
+    )
+    paths = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[1])))
+    env = {**os.environ, "PYTHONPATH": paths, "MMLORA_PRECISION": "bfloat16"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_the_connector_of_a_hub_model_comes_back_with_the_adapter(tmp_path):
     base = families.save(families.build("smolvlm"), tmp_path / "base")
     vlm = load_base(base)
@@ -232,7 +255,7 @@ def test_the_connector_of_a_hub_model_comes_back_with_the_adapter(tmp_path):
 
 def test_a_model_without_a_connector_cannot_be_aligned(tmp_path):
     vlm = families.build("text-only")
-    with pytest.raises(TrainingError, match="no connector that could be aligned; set align_minutes to 0"):
+    with pytest.raises(TowerError, match="no connector that could learn; leave train_connector out"):
         learn_to_read(vlm, PAIRS, (), 1, tmp_path)
 
 

@@ -41,6 +41,19 @@ def test_what_an_earlier_session_spent_is_counted(clock):
     assert resumed.to_dict() == {"data": 0, "align": 0, "cache": 0, "train": 3.5, "score": 0, "total": 3.5}
 
 
+def test_a_session_that_goes_on_knows_what_the_others_spent(clock, tmp_path):
+    first = Budget(60, tmp_path / "minutes.json", started=clock.now)
+    for part, minutes in (("data", 1), ("align", 10), ("cache", 8), ("train", 20)):
+        with first.watch(part):
+            clock.sleep(minutes)
+    again = budget(clock, 60)
+    again.go_on(tmp_path / "minutes.json")
+    assert again.elapsed() == pytest.approx(19) and again.training_minutes(8) == pytest.approx(33)  # 13 and 20 before
+    again.add("train", 20)
+    assert again.to_dict() == {"data": 1, "align": 10, "cache": 8, "train": 20, "score": 0, "total": 39}
+    budget(clock, 60).go_on(tmp_path / "nothing.json")
+
+
 def test_a_run_on_parts_has_less_than_minisqas_own_sizes():
     from mmlora.minisqa.core import SPLIT_SIZES
 

@@ -36,6 +36,11 @@ def test_a_bad_value_is_one_sentence():
     assert result.exit_code == 2 and "--minutes" in result.output
 
 
+def test_another_minisqa_does_not_take_the_place_that_runs_look_at():
+    done = CliRunner().invoke(cli.app, ["data", "build", "--seed", "1"])
+    assert done.exit_code == 2 and "name a --folder" in " ".join(done.output.replace("│", " ").split())
+
+
 def test_a_known_error_is_its_sentence_and_exit_code_2(monkeypatch, capsys):
     def fail(**_):
         raise MMLoraError("the wheel is damaged; fetch it again")

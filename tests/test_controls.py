@@ -38,6 +38,13 @@ def test_swapped_pictures_are_of_another_problem_of_the_skill():
     assert [id(p.image) for p in swapped(PROBLEMS, 1)] == [id(p.image) for p in swapped(PROBLEMS, 1)]
 
 
+def test_questions_on_one_picture_are_not_swapped_among_themselves():
+    again = [problem(name, "balls", colour) for name, colour in (("f", "red"), ("g", "red"), ("h", "blue"))]
+    assert [(p.id, p.image.getpixel((0, 0))) for p in swapped(again)] == [
+        ("f", (0, 0, 255)), ("g", (0, 0, 255)), ("h", (255, 0, 0))]  # fmt: skip
+    assert swapped(again[:2]) == []
+
+
 def test_a_caption_stands_in_the_pictures_place():
     found = captioned(PROBLEMS)
     assert [(p.id, p.image, p.hint) for p in found][0] == ("a", None, "a red ball.")

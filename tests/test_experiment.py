@@ -11,6 +11,7 @@ import torch
 from tinyvlm import picture
 
 from mmlora import experiment, load_vlm
+from mmlora.adapters.lora import AdapterError
 from mmlora.evaluation.answering import evaluate
 from mmlora.experiment import Experiment
 from mmlora.problems.load import load_problems
@@ -209,6 +210,23 @@ def test_data_without_validation_problems_has_no_accuracy_on_the_way(model, tmp_
         step()
     assert not any("validation" in record for record in run.fit().records)
     assert "no accuracy on the way: " in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_counts_the_minutes_before(model, own_folder, tmp_path):
+    first = begin(model, own_folder, tmp_path)
+    first.load_problems()
+    first.budget.add("align", 10)
+    with first.budget.watch("cache"):
+        pass
+    again = Experiment(first.settings, tmp_path, resume=True)
+    assert again.budget.to_dict()["align"] >= 10 and again.budget.elapsed() >= 10
+    assert begin(model, own_folder, tmp_path).budget.elapsed() < 1
+
+
+def test_an_adapter_is_no_base_to_begin_with(finished, own_folder, tmp_path):
+    run = begin(str(finished.folder / "adapter"), own_folder, tmp_path)
+    with pytest.raises(AdapterError, match="is an adapter; a run trains a fresh one: give its base"):
+        run.load_model()
 
 
 def test_the_reserve_for_scoring_follows_from_a_timed_trial(model, own_folder, tmp_path, monkeypatch):

@@ -18,11 +18,6 @@ HOUR = json.loads((RESULTS / "one_hour_smolbridge.json").read_text(encoding="utf
 #: What prose says of the recorded hour, and what the record says.
 SAID = {
     r"(\d+\.\d) % of (?:MiniSQA's )?1,000 test problems(?: are)? right": HOUR["accuracy"]["avg"],
-    r"95 % interval (\d+\.\d) to \d+\.\d\)": HOUR["accuracy"]["ci95"][0],
-    r"95 % interval \d+\.\d to (\d+\.\d)\)": HOUR["accuracy"]["ci95"][1],
-    r"from (\d+\.\d) % for the base model": HOUR["base"]["avg"],
-    r"(?:best fixed guess has (\d+\.\d) %|and (\d+\.\d) % for the best fixed guess)": HOUR["majority"]["avg"],
-    r"[Ww]ith a picture (\d+\.\d) %": HOUR["accuracy"]["IMG"],
 }
 
 

@@ -153,6 +153,18 @@ def from_cache(*names: str) -> dict:
     return {name: attempt(name) for name in names}
 
 
+def data_from_cache(name: str) -> list[str]:
+    """Runs in the child: a split that was fetched before, and one that there is none of."""
+    from mmlora.problems.load import load_problems
+    from mmlora.problems.rows import NoSplit
+
+    try:
+        load_problems(name, "transfer")
+    except NoSplit as error:
+        return [*(problem.id for problem in load_problems(name, "test")), str(error)]
+    return []
+
+
 def child(endpoint: str, home: Path, function: str, *arguments: str, **environment: str) -> SimpleNamespace:
     """Run one of the functions above in a new process; `answers` is what it returned, `screen` what it showed."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_"))}
@@ -371,6 +383,15 @@ def test_without_network_the_cache_is_enough(ran):
         got = child(nowhere, ran.home, "from_cache", "maker/moved", "maker/never").answers
     assert got["maker/moved"] == ran.answers["newest"]
     assert f"{nowhere} cannot be reached" in got["maker/never"]
+
+
+def test_without_network_a_data_set_that_lacks_a_split_is_still_read(ran):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        for hub, setting in ((nowhere, {}), (ran.hub.url, {"HF_HUB_OFFLINE": "1"})):
+            *ids, why = child(hub, ran.home, "data_from_cache", "maker/questions", **setting).answers
+            assert ids == ["test-0", "test-1"] and "only files that cannot be listed without a network" in why
 
 
 def test_a_vlm_and_its_problems_by_name(ran):

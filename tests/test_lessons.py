@@ -11,7 +11,7 @@ from mmlora.lessons import check, quiz
 from mmlora.lessons.exercises import LessonError, exercises, lesson, lessons, verdict
 from mmlora.lessons.quizzes import Question, as_text, buttons, marked
 from mmlora.paths import NOTEBOOKS, PACKAGE
-from tools import site, student
+from tools import colab, site, student
 
 TERM = re.compile(r"^\| ([^|]+?) \| [^|]+ \|$", re.MULTILINE)
 GLOSSARY = PACKAGE.parent / "docs" / "glossary.md"
@@ -170,7 +170,7 @@ def test_students_copies_have_neither_outputs_nor_solutions(tmp_path):
 
 
 def test_the_site_needs_nothing_but_itself(tmp_path):
-    pages = site.build(tmp_path / "site")
+    pages, outside = site.build(tmp_path / "site"), []
     names = {page.name for page in pages}
     assert {f"{path.stem}.html" for path in LESSONS} | {f"{path.stem}_solutions.html" for path in LESSONS} <= names
     for page in pages:
@@ -182,6 +182,8 @@ def test_the_site_needs_nothing_but_itself(tmp_path):
         }
         assert local <= names, local - names
         assert "<!--=" not in text
+        outside += re.findall(rf'href="{re.escape(colab.repository())}/blob/main/([^"#]+)', text)
+    assert outside and [there for there in outside if not (NOTEBOOKS.parent / there).exists()] == []
     start = (tmp_path / "site" / "00_start_here.html").read_text(encoding="utf-8")
     assert "<mfrac><mrow><mi>&#x003B1;</mi></mrow><mrow><mi>r</mi></mrow></mfrac>" in start and r"\frac" not in start
     assert not any("formula0formula" in page.read_text(encoding="utf-8") for page in pages)

@@ -13,14 +13,17 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 import timm
 import tinyvlm
 import torch
+from transformers import CLIPConfig
 
 from mmlora.files import sha256
 from mmlora.models import base
+from mmlora.models.resolution import ResolutionError
 from mmlora.models.vlm import UnknownModel, load_base
 from mmlora.smolbridge import assemble, processor, wheels
 from mmlora.smolbridge.assemble import assembled
@@ -234,6 +237,15 @@ def test_an_unknown_name_gets_the_nearest_one():
 def test_a_folder_without_a_model_is_an_unknown_name(tmp_path):
     with pytest.raises(UnknownModel, match="a folder that save_pretrained wrote"):
         load_base(str(tmp_path))
+
+
+def test_a_model_that_writes_no_words_or_sees_no_pictures_is_said_to(tmp_path):
+    CLIPConfig().save_pretrained(tmp_path / "clip")
+    with pytest.raises(UnknownModel, match=r"clip writes no words \(it is a clip\); give a vision-language model"):
+        load_base(tmp_path / "clip")
+    text_only = families.save(families.build("text-only"), tmp_path / "text")
+    with pytest.raises(ResolutionError, match="this model sees no pictures; leave the side out"):
+        load_base(text_only, side=512)
 
 
 def logits(vlm) -> torch.Tensor:

@@ -280,7 +280,9 @@ def test_departures_stack_the_worst_skills():
 
 
 def test_long_names_leave_room_for_the_bars():
-    (axes,) = plots.departures({("very " * 60, KINDS[0]): 3, ("", KINDS[1]): 2}).axes
+    figure = plots.departures({("very " * 60, KINDS[0]): 3, ("", KINDS[1]): 2})
+    (axes,) = figure.axes
+    assert legend(figure) == list(KINDS[:2])  # no key without a bar
     assert axes.get_yticklabels()[0].get_text() == "no skill named"
     axes.figure.draw_without_rendering()
     assert axes.get_window_extent().width > 200

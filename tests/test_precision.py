@@ -1,7 +1,10 @@
 """The numbers that a machine multiplies: chosen by time, turned off by the environment, and only in products."""
 
+import os
+
 import pytest
 import torch
+from accelerate import Accelerator
 
 from mmlora.models import precision
 
@@ -54,6 +57,20 @@ def test_what_cannot_be_had_is_refused(choose, monkeypatch, name, message):
     precision.precision.cache_clear()
     with pytest.raises(precision.PrecisionError, match=message):
         precision.precision()
+
+
+def test_a_second_run_in_one_process_may_choose_other_numbers(choose, monkeypatch):
+    choose(0.2, 1.0)
+    for asked, found in (("float32", "no"), ("bfloat16", "bf16"), ("auto", "bf16"), ("float32", "no")):
+        precision.choose(asked)
+        assert precision.precision() == found
+        assert Accelerator(mixed_precision=precision.precision(), cpu=True).mixed_precision == found
+    precision.choose("auto")
+    assert precision.ASKED not in os.environ
+    monkeypatch.setenv(precision.ASKED, "float32")
+    for asked, found in (("auto", "float32"), ("bfloat16", "bfloat16"), ("auto", "float32")):
+        precision.choose(asked)
+        assert precision.products() == os.environ[precision.ASKED] == found, "auto leaves what its user said"
 
 
 def test_a_mac_multiplies_float32(choose, monkeypatch):

@@ -8,6 +8,7 @@ import json
 import random
 from dataclasses import fields, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -96,7 +97,9 @@ def test_the_official_layout_gives_back_every_record(rng, new_folder):
     problems, out = records(rng), new_folder() / "out"
     official.write({"train": problems[:3], "test": problems[3:]}, out)
     assert_same(load_problems(out, "train"), problems[:3])
-    assert_same(load_problems(out, "test", limit=2), problems[3:5])
+    some = load_problems(out, "test", limit=2)  # by lot
+    assert len(some) == 2
+    assert_same(some, [problem for problem in problems[3:] if problem.id in {each.id for each in some}])
 
 
 @any_records
@@ -105,6 +108,8 @@ def test_parquet_gives_back_every_record(rng, new_folder):
     parquet.write(folder / "test.parquet", problems)
     assert_same(load_problems(folder, "test"), problems)
     assert_same(load_problems(folder / "test.parquet", "test", limit=3), problems[:3])
+    with pytest.raises(DataError, match="test.parquet is one file, so .* not learned from: .*; put train.parquet and"):
+        load_problems(folder / "test.parquet", "train")
 
 
 def test_parquet_gives_back_several_row_groups(tmp_path):
@@ -269,6 +274,27 @@ def test_pictures_are_rgb_and_upright_and_decoded_when_they_are_used(tmp_path):
     assert set(first.get_flattened_data()) == {(200, 10, 30)}
 
 
+def test_a_photograph_taken_with_the_phone_upright_stays_a_small_file():
+    noise = Image.effect_noise((600, 400), 40).convert("RGB")
+    exif = noise.getexif()
+    exif[0x0112] = 6
+    noise.save(file := io.BytesIO(), "JPEG", quality=85, exif=exif)
+    found = decoded(file.getvalue())
+    assert found.size == (400, 600) and len(encoded(found)) < 3 * len(file.getvalue())
+    expected = np.asarray(rgb(Image.open(file)), dtype=float)
+    assert np.abs(np.asarray(found) - expected).mean() < 2
+
+
+def test_sixteen_bits_are_read_as_grey_and_thirty_two_are_refused():
+    levels = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
+    for form, options in (("PNG", {}), ("TIFF", {})):
+        Image.fromarray(levels).save(file := io.BytesIO(), form, **options)
+        assert [r for r, _, _ in decoded(file.getvalue()).get_flattened_data()] == [0, 0, 1, 128, 255]
+    Image.fromarray(levels.astype(np.float32) / 65535).save(file := io.BytesIO(), "TIFF")
+    with pytest.raises(ValueError, match="its pixels are numbers of 32 bits, mode F; save it with 8 or 16 bits"):
+        decoded(file.getvalue())
+
+
 def transparent(mode: str) -> Image.Image:
     """Two pixels: the left one is transparent, the right one solid; what is hidden is not white."""
     if mode == "P":
@@ -379,7 +405,7 @@ def test_a_csv_and_a_jsonl_file_of_your_own(tmp_path):
              "image": p.image and "pictures/metal.png"} for p, answer in zip(expected, answers)]  # fmt: skip
     (tmp_path / "test.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
     assert_same(load_problems(tmp_path), expected)
-    assert_same(load_problems(tmp_path, limit=2), expected[:2])
+    assert_same(load_problems(tmp_path, limit=2), [expected[1], expected[3]])  # by lot
 
 
 TEN = tuple("0123456789")
@@ -434,6 +460,25 @@ def test_one_file_holds_all_splits_and_a_missing_column_is_said(tmp_path, capsys
     (tmp_path / "problems.csv").write_text("\n".join([*lines, "q,Why?,yes,no,B,"]))
     with pytest.raises(DataError, match="line 5: problem test-1: it has no split, but others have one"):
         load_problems(tmp_path, "test")
+    (tmp_path / "problems.csv").write_text("\n".join([*lines, "q,Why?,yes,no,B,Train"]))
+    with pytest.raises(DataError, match="line 5: problem test-1: its split is 'Train'; it can be train, validation, t"):
+        load_problems(tmp_path, "test")
+
+
+def test_a_part_of_a_sorted_table_is_drawn_by_lot(tmp_path, capsys):
+    lines = [
+        "question,choice_a,choice_b,answer,skill",
+        *(f"Why {i}?,yes,no,B,{'old' if i < 50 else 'new'}" for i in range(100)),
+    ]
+    (tmp_path / "test.csv").write_text("\n".join(lines))
+    some = load_problems(tmp_path, "test", 20)
+    assert {problem.skill for problem in some} == {"old", "new"} and len(some) == 20
+    assert "test.csv has 100 problems of the split 'test'; 20 were drawn by lot" in capsys.readouterr().out
+    assert [p.id for p in some] == sorted((p.id for p in some), key=lambda id: int(id.partition("-")[2]))
+    assert all(p.question == f"Why {p.id.partition('-')[2]}?" for p in some), "a row keeps its number"
+    assert some == load_problems(tmp_path, "test", 20) and load_problems(tmp_path, "test", 100) == load_problems(
+        tmp_path
+    )
 
 
 HEAD = "id,question,choice_a,choice_b,choice_c,answer\n"

@@ -79,7 +79,9 @@ def test_a_run_by_two_leaves_one_report_and_no_group(tmp_path):
     families.save(families.build("smolvlm"), tmp_path / "model")
     (tmp_path / "data").mkdir()
     write_problems(tmp_path / "data")
+    (tmp_path / "data" / "validation.jsonl").unlink()  # no process may wait for another at what is not there
     first, second, said = together_do("whole_run", tmp_path)
+    assert "no accuracy on the way" in said
     assert not first and not second and said.count(f"report    {tmp_path / 'run' / 'report.html'}") == 1
     assert Metrics.load(tmp_path / "run" / "metrics.json").n_test == 8 and (tmp_path / "run" / "report.html").is_file()
 

@@ -186,6 +186,11 @@ PLACES = ("Mt", "Mt. Everest", "St. Helens")
         ("The answer is DEAR AUNT ANN,.", GREETINGS, None),
         ("The answer is Dr. Lee.", ("Dr Lee", "Dr. Lee"), 1),
         ("The answer is same.", ("same", "same"), None),
+        ("The answer is (C) green.", COLOURS, 2),
+        ("The answer is (a) Red", COLOURS, 0),
+        ("The answer is (A) green.", COLOURS, None),
+        ("The answer is (C).", COLOURS, None),
+        ("The answer is (B) dear Aunt Ann,.", GREETINGS, 1),
     ],
 )
 def test_the_choice_that_was_said(text, choices, expected):

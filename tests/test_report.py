@@ -123,7 +123,9 @@ def test_a_first_record_lacks_what_came_later_and_says_so(metrics, tmp_path):
     first = Metrics.load(tmp_path / "m.json")
     assert first.controls == {} and first.unseen_wording is None
     unmeasured = [line for line in tables.headline(first).splitlines() if line.endswith("not measured yet |")]
-    assert len(unmeasured) == 8 and "| trained without pictures | not measured yet | not measured yet |" in unmeasured
+    assert (
+        len(unmeasured) == 8 and "| trained without pictures | – | not measured yet | not measured yet |" in unmeasured
+    )
     with pytest.raises(MetricsError, match=r"lack controls.swapped.n;"):
         Metrics(**record | {"controls": {"swapped": {k: v for k, v in metrics.base.items() if k != "n"}}})
 
@@ -184,7 +186,7 @@ def test_category_table_sets_runs_beside_published_rows(metrics):
 def test_headline_names_all_yardsticks(metrics, tmp_path):
     metrics.save(tmp_path / "metrics.json")
     assert tables.headline(tmp_path) == tables.headline(metrics)
-    assert tables.headline(metrics).splitlines()[2].startswith("| trained, by generate | 83.3 (60.8 to 94.2) | ")
+    assert tables.headline(metrics).splitlines()[2].startswith("| trained, by generate | 18 | 83.3 (60.8 to 94.2) | ")
     assert any(line.startswith("| base model, by likelihood | ") for line in tables.headline(metrics).splitlines())
     assert tables.headline(metrics).splitlines()[-1].startswith("| trained, grey picture | ")
 
@@ -194,9 +196,9 @@ def test_controls_stand_beside_the_figure(metrics, tmp_path):
     ways = {name: score(made, predictions(step)[:12]).to_dict() for name, step in (("reading", 3), ("swapped", 2))}
     told = replace(metrics, controls=ways, unseen_wording=score(made, predictions(4)[:12]).to_dict())
     rows = {line.split(" | ")[0]: line for line in tables.headline(told).splitlines()}
-    assert rows["| trained, another problem's picture"].split(" | ")[1].startswith("50.0 (")
-    assert rows["| what is read, no adapter"].split(" | ")[1].startswith("66.7 (")
-    assert rows["| trained, wording never seen"].split(" | ")[1].startswith("75.0 (")
+    assert rows["| trained, another problem's picture"].startswith("| trained, another problem's picture | 12 | 50.0 (")
+    assert rows["| what is read, no adapter"].startswith("| what is read, no adapter | 12 | 66.7 (")
+    assert rows["| trained, wording never seen"].startswith("| trained, wording never seen | 12 | 75.0 (")
     lines = tables.category_table(told).splitlines()
     assert [line.split(" | ")[0] for line in lines[5:8]] == [
         "| smolbridge, trained, another problem's picture", "| smolbridge, what is read, no adapter",

@@ -14,7 +14,14 @@ from mmlora.settings import Settings, SettingsError
 
 CHANGED = (
     {},
-    {"towers": ("vision", "language"), "train_connector": True, "first_layer": 3, "format": "QCM-LEA", "fused": False},
+    {
+        "towers": ("vision", "language"),
+        "train_connector": True,
+        "first_layer": 3,
+        "fused": False,
+        "format": "QCM-LEA",
+        "method": "official",
+    },
     {"targets": ("q_proj", "v_proj"), "four_bit": True, "revision": "v1.0", "precision": "bfloat16", "side": 384},
     {
         "steps": 12,
@@ -51,6 +58,11 @@ def test_every_field_is_changed_in_one_of_these():
     ({"towers": ("language", "visual")}, "no tower is called 'visual'; there are vision, connector, language"),
     ({"steps": 10, "train_minutes": 5.0}, "steps and train_minutes are both given"),
     ({"probe_problems": -1}, "probe_problems is -1; give 0 for none"),
+    ({"seed": -1}, "seed is -1; give a whole number from 0 to 2,147,483,647"),
+    ({"seed": 2**32}, "seed is 4294967296; give a whole number"),
+    ({"format": "QCM-ALE"}, "format QCM-ALE teaches letters and method generate looks for words, .*: give method official or letter"),
+    ({"method": "lmms_eval"}, "method lmms_eval counts a bare letter, which no format teaches"),
+    ({"method": "official"}, "teaches words and method official looks for letters, .* give method generate, or a format .* QCM"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_sentence(changes, message):
     with pytest.raises(SettingsError, match=message):

@@ -103,7 +103,9 @@ def spread(folder: Path) -> dict:
 
 def whole_run(folder: Path) -> bool:
     """`mmlora run` on the model and the problems in `folder`; whether the group of processes is still there after it."""
-    settings = Settings(model=str(folder / "model"), data=str(folder / "data"), steps=4, method="likelihood")
+    settings = Settings(
+        model=str(folder / "model"), data=str(folder / "data"), steps=4, method="likelihood", probe_problems=4
+    )
     headless.run(settings, out=folder / "run")
     return torch.distributed.is_initialized()
 

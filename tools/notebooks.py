@@ -65,7 +65,7 @@ FIGURES = {
         "prompts": prompts, "retrieval": {"before": asdict(before), "after": asdict(after)}, "adapter_start": fresh,
         "silent": silent, "zero_shot": zero, "asked": len(asked), "trained": len(spent), "all_training_minutes": sum(spent) / 60,
         "interpolated": {f"{100 * alpha:.0f}": both for alpha, both in mix.items()},
-        "moved": {f"{100 * alpha:.0f}": both for alpha, both in moved.items()},
+        "moved": {f"{100 * alpha:.0f}": both for alpha, both in moved.items()}, "won": won,
         "few_shot": {way: {k: {"accuracy": bars[way][k][0], "ci95": bars[way][k][1:], "draws": [percent(d) for d in hit]}
                            for k, hit in found.items()} for way, found in runs.items()},
         "over_probe": {way: {"shots": some_shots, "points": gap, "ci95": ends} for way, (gap, *ends) in over_probe.items()},

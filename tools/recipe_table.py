@@ -40,33 +40,41 @@ EARLIER = {
     "rate-1e-3": "learning rate 1e-3",
     "rate-4e-3": "learning rate 4e-3",
 }
+#: The rows of results/without_captions/: what the connector learns from.
+UNCAPTIONED = {
+    "captions": "the captions, first (for comparison)",
+    "solutions": "the first sentence of each solution, first",
+    "together": "the answers, together with the adapter, at a tenth of its rate",
+    "neither": "nothing: it stays as the base has it",
+}
 HEADER = ("recipe", "what differs", "samples seen", "minutes", "accuracy (95 % interval)", "IMG")
-LAST, PAIRED = "blank", "more than shipped (95 % interval, paired)"
+LAST, PAIRED = "blank", "more than {} (95 % interval, paired)"
 SEEDED = ("seed", "minutes", "samples seen", "accuracy (95 % interval)", "IMG")
 
 
-def row(name: str, told: str, m: Metrics | None) -> list[str]:
+def row(name: str, told: str, m: Metrics | None, parts: tuple[str, ...] = ("cache", "train", "score")) -> list[str]:
     if m is None:
         return [name, told, *[UNMEASURED] * 4]
-    minutes = " + ".join(f"{m.minutes[part]:.1f}" for part in ("cache", "train", "score"))
+    minutes = " + ".join(f"{m.minutes[part]:.1f}" for part in parts)
     return [name, told, f"{m.samples_seen:,}", minutes, interval(m.accuracy), f"{m.accuracy['IMG']:.1f}"]
 
 
-def table(folder: Path = RESULTS / "recipe") -> str:
-    """The rows on the validation split, each beside the first one, problem by problem."""
-    said = {path.stem: load_predictions(path) for path in sorted(folder.glob("*.jsonl"))}
+def table(folder: Path = RESULTS / "recipe", told_of: dict[str, str] = ROWS, named: str = "recipe", *also: str) -> str:
+    """The rows on the validation split, each beside the first one, problem by problem; `also` are parts of the minutes."""
+    said, first = {path.stem: load_predictions(path) for path in sorted(folder.glob("*.jsonl"))}, next(iter(told_of))
 
     def paired(name: str) -> str:
-        if not {name, "shipped"} <= said.keys():
+        if not {name, first} <= said.keys():
             return UNMEASURED
-        if name == "shipped":
+        if name == first:
             return "–"
-        found = compare(said[name], said["shipped"])
+        found = compare(said[name], said[first])
         return "{:+.1f} ({:+.1f} to {:+.1f})".format(found.difference, *found.ci95)
 
     found = {path.stem: Metrics.load(path) for path in sorted(folder.glob("*.json"))}
-    rows = [[*row(name, told, found.get(name)), paired(name)] for name, told in ROWS.items()]
-    return markdown((*HEADER, PAIRED), rows)
+    parts = (*also, "cache", "train", "score")
+    rows = [[*row(name, told, found.get(name), parts), paired(name)] for name, told in told_of.items()]
+    return markdown((named, *HEADER[1:], PAIRED.format(first)), rows)
 
 
 def earlier(folder: Path = RESULTS / "earlier" / "recipe") -> str:
@@ -102,7 +110,8 @@ def seeds(folder: Path = RESULTS / "earlier") -> str:
 
 def tables() -> dict[str, str]:
     """By marker name."""
-    return {"recipe": table(), "earlier": earlier(), "hours": hours(), "seeds": seeds()}
+    uncaptioned = table(RESULTS / "without_captions", UNCAPTIONED, "way", "align")
+    return {"recipe": table(), "uncaptioned": uncaptioned, "earlier": earlier(), "hours": hours(), "seeds": seeds()}
 
 
 if __name__ == "__main__":

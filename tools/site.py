@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
 
 import nbformat
 from latex2mathml.converter import convert
@@ -20,7 +21,7 @@ from tools import colab
 from tools.figures import shown
 
 SITE = PACKAGE.parent / "site"
-DOCS = ("glossary", "workshop", "install", "data", "architecture")
+DOCS = ("glossary", "workshop", "install", "data", "architecture", "recipe")
 PROMISE = re.compile(r"\*\*What you will learn\.\*\*\s*(.*?)(?:\n\n|$)", re.DOTALL)
 MATH = re.compile(r"(?<![\\$`\w])(\$\$?)(?!\s)([^$`]+?)(?<!\s)\1(?![\w$])", re.DOTALL)
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
@@ -58,13 +59,12 @@ def build(folder: Path = SITE) -> list[Path]:
 
 def _page(name: str, notebook: NotebookNode, pages: set[str]) -> str:
     """A notebook as HTML: links lead to pages of the site or to the repository, formulas are MathML."""
-    solution = name.endswith("_solutions")
+    base = "docs" if name in DOCS else "notebooks/solutions" if name.endswith("_solutions") else "notebooks"
     formulas: list[str] = []  # put in at the end, for the exporter takes tags out that it does not know
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = _linked(
-                _without_formulas(shown(colab.BADGES.sub("", cell.source)), formulas), pages, solution
-            )
+            text = _without_formulas(shown(colab.BADGES.sub("", cell.source)), formulas)
+            cell.source = _linked(text, pages, base)
     notebook.metadata.pop("widgets", None)
     exporter = HTMLExporter(
         template_name="lab", mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", embed_images=True,
@@ -97,19 +97,18 @@ def _words(text: str) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
 
 
-def _linked(text: str, pages: set[str], solution: bool) -> str:
-    """The text with links between files turned into links between pages."""
+def _linked(text: str, pages: set[str], base: str) -> str:
+    """The text, which lies in the folder `base`, with links between files turned into links between pages."""
 
     def turn(link: re.Match) -> str:
         target, _, anchor = link[1].partition("#")
         if target.startswith("http") or not target:
             return link[0]
-        stem = Path(target).stem
-        inside = "solutions/" in target or (solution and "../" not in target)
-        page = f"{stem}_solutions" if inside and f"{stem}_solutions" in pages else stem
-        if Path(target).suffix in (".ipynb", ".md") and page in pages:
+        path = PurePosixPath(normpath(f"{base}/{target}"))
+        page = f"{path.stem}_solutions" if path.parent.name == "solutions" else path.stem
+        if path.suffix in (".ipynb", ".md") and page in pages:
             return f"]({page}.html{'#' + anchor if anchor else ''})"
-        return f"]({colab.repository()}/blob/main/{target.removeprefix('../')})"
+        return f"]({colab.repository()}/blob/main/{path}{'#' + anchor if anchor else ''})"
 
     return re.sub(r"\]\(([^)\s]+)\)", turn, text)
 

@@ -12,6 +12,13 @@ from typing import Literal
 
 from torch import nn
 
+from mmlora.errors import MMLoraError
+
+
+class TowerError(MMLoraError):
+    """A tower that a model lacks, or that cannot learn; the message says what to leave out."""
+
+
 Tower = Literal["vision", "connector", "language"]
 TOWERS: tuple[Tower, ...] = ("vision", "connector", "language")
 _CONNECTOR = re.compile(r"connector|bridge|projector|merger|aligner|resampler|qformer|(image|vision|language)_proj")
@@ -24,6 +31,26 @@ def tower_of(name: str) -> Tower:
     if any(_CONNECTOR.search(part) for part in parts):
         return "connector"
     return "vision" if any(_VISION.match(part) for part in parts) else "language"
+
+
+def learning_connector(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Let the connector's own weights train, in float32, which small steps need; they by their names.
+
+    Raises `TowerError` for a model without a connector, and for one in four bits.
+    """
+    found = {name: p for name, p in model.named_parameters() if tower_of(name) == "connector" and "lora_" not in name}
+    if not found:
+        raise TowerError(
+            "this model has no connector that could learn; leave train_connector out, and align_minutes at 0"
+        )
+    if any(not p.is_floating_point() for p in found.values()):
+        raise TowerError(
+            "this model's connector is in four bits, which cannot learn; leave four_bit out, or train_connector, and align_minutes at 0"
+        )
+    for parameter in found.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return found
 
 
 @dataclass(frozen=True)

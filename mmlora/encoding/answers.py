@@ -33,14 +33,19 @@ def parse_answer(text: str, choices: tuple[str, ...]) -> int | None:
     """The choice that the last "The answer is …" names, or None when it names none of them.
 
     What it names ends at a full stop, at a line's end or with the text; as a choice may hold full stops itself, the
-    longest one named counts. Case and full stops matter only between choices that differ in nothing else.
+    longest one named counts. Case and full stops matter only between choices that differ in nothing else. Its own letter
+    may stand before a choice, as in the prompt: "(C) mammal".
     """
     *_, tail = re.split(r"\bthe answer is\b:?", text, flags=re.IGNORECASE)
     if tail == text:
         return None
     for end in reversed(list(re.finditer(r"\.(?=\s)|\n|$", tail))):
         said = tail[: end.start()]
-        named = [i for i, choice in enumerate(choices) if _loosely(choice) == _loosely(said)]
+        named = [
+            i
+            for i, choice in enumerate(choices)
+            if _loosely(said) in (_loosely(choice), _loosely(f"({LETTERS[i]}) {choice}"))
+        ]
         if len(named) > 1:
             named = [i for i in named if _strictly(choices[i]) == _strictly(said)]
         if len(named) == 1:

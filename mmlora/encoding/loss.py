@@ -7,7 +7,7 @@ alone, and its softmax is turned into the gradient in place instead of being kep
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -123,7 +123,9 @@ def needs_own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> bool:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.autocast(inner.device.type, enabled=False):
+        numbers = {p.dtype for n, p in inner.named_parameters() if p.is_floating_point() and "lora_" not in n}
+        exact = torch.autocast(inner.device.type, enabled=False) if len(numbers) == 1 else nullcontext()
+        with exact:  # a connector that learns in float32 needs the caller's autocast to meet towers in half precision
             (ours, tokens), (theirs, _) = batch_loss(model, batch), batch_loss(model, batch, own=True)
     finally:
         for module in training:

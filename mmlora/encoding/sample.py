@@ -116,7 +116,7 @@ def readable(id: str, picture: Image.Image, read: Callable[[Image.Image], Any] =
 
 def _clean(processor: Any, text: str) -> str:
     """A literal image mark in somebody's text would count as a picture: break it up."""
-    mark = processor.image_token
+    mark = processor.image_token and str(processor.image_token)  # some keep more than its text
     return text.replace(mark, mark[0] + " " + mark[1:]) if mark else text
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from mmlora.evaluation.scores import Prediction
+from mmlora.problems.pictures import digest
 from mmlora.problems.record import CATEGORIES, Problem
 
 
@@ -65,17 +66,18 @@ def blanked(problems: Sequence[Problem]) -> list[Problem]:
 def swapped(problems: Sequence[Problem], seed: int = 0) -> list[Problem]:
     """Each problem that has a picture with the picture of another one of its skill: who looks is led astray.
 
-    Where a skill has a single picture there is none to swap with, and the problem is left out.
+    Where a skill has a single picture there is none to swap with, and its problems are left out.
     """
-    by_skill = defaultdict(list)
+    by_skill: defaultdict[str, dict[bytes, Problem]] = defaultdict(dict)  # a problem of each picture
     for problem in problems:
         if problem.image is not None:
-            by_skill[problem.skill].append(problem)
-    others: dict[str, Problem] = {}
+            by_skill[problem.skill].setdefault(digest(problem.image), problem)
+    others: dict[tuple[str, bytes], Problem] = {}
     for skill, alike in by_skill.items():
-        ring = random.Random(f"{seed} {skill}").sample(alike, len(alike))
-        others |= {problem.id: other for problem, other in zip(ring, [*ring[1:], ring[0]]) if len(ring) > 1}
-    found = [(problem, others[problem.id]) for problem in problems if problem.id in others]
+        ring = random.Random(f"{seed} {skill}").sample(list(alike), len(alike))
+        others |= {(skill, own): alike[other] for own, other in zip(ring, [*ring[1:], ring[0]]) if len(ring) > 1}
+    shown = [(problem, (problem.skill, digest(problem.image))) for problem in problems if problem.image is not None]
+    found = [(problem, others[key]) for problem, key in shown if key in others]
     return [replace(problem, image=other.image, caption=other.caption) for problem, other in found]
 
 

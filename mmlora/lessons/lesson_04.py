@@ -14,7 +14,7 @@ HIDDEN, KEYS, LAYERS = 576, 192, 5  # SmolLM2-135M's queries and values, and lay
 @exercise(
     "04-1",
     hint="Divide the record's samples_seen by the problems that it trained on (the record's data says how many).",
-    why="Little more than one pass, so most was seen once; earlier hours went four to seven times through half as many.",
+    why="More than half of it was seen twice and the rest once; earlier hours went four to seven times through half as many.",
 )
 def epochs(answer: Any) -> bool | str:
     from mmlora.paths import RESULTS

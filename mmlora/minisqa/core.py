@@ -17,6 +17,7 @@ from PIL import Image
 from mmlora.errors import MMLoraError
 from mmlora.minisqa.wordings import reworded
 from mmlora.problems.record import Problem
+from mmlora.problems.rows import DataError, NoSplit
 
 #: The share of text-only drafts (by a hash of their text) that may appear in a split: no text is in two splits.
 SPLIT_SHARES = {"train": (0, 70), "validation": (70, 80), "test": (80, 100), "transfer": (0, 100)}
@@ -139,10 +140,10 @@ def generate(
     Without `skills` the split "transfer" asks those of `UNTRAINED`, every other split the rest. In "test" the second
     of each three problems of a skill is asked in words that no other split has (`wordings`), and says so (`wording`); in
     "train" the second and the third in other words of its own.
-    Raises `UnknownSkill`, or `ValueError` for an unknown split or a skill that runs out of new problems.
+    Raises `UnknownSkill`, `NoSplit` for an unknown split, and `DataError` for a skill that runs out of new problems.
     """
     if split not in SPLIT_SHARES:
-        raise ValueError(f"no split is called {split!r}; there are {', '.join(SPLIT_SHARES)}")
+        raise NoSplit(f"no split is called {split!r}; there are {', '.join(SPLIT_SHARES)}")
     count = SPLIT_SIZES[split] if count is None else count
     rng = random.Random(f"minisqa {seed} {split}")
     decks: dict[tuple[str, int], list[int]] = {}
@@ -170,7 +171,7 @@ def _draw_new(chosen: Skill, split: str, rng: random.Random, seen: set[bytes]) -
         if _belongs(draft, split) and (mark := _fingerprint(draft)) not in seen:
             seen.add(mark)
             return draft
-    raise ValueError(f"skill {chosen.name!r} has no new problem left for {split!r}; ask for fewer problems")
+    raise DataError(f"skill {chosen.name!r} has no new problem left for {split!r}; ask for fewer problems")
 
 
 def _problem(chosen: Skill, draft: Draft, place: int, problem_id: str, rng: random.Random) -> Problem:

@@ -61,5 +61,5 @@ def version() -> str:
     """A hash of all that a built problem follows from, drawing, assets and storing; what changes it builds anew."""
     code = sorted(Path(__file__).parent.rglob("*.py"))
     stored = [Path(str(module.__file__)) for module in (record, pictures, rows, parquet)]
-    assets = sorted(path for path in (DATA / "assets").rglob("*") if path.is_file())
+    assets = sorted(path for path in (DATA / "assets").rglob("*") if path.is_file() and path.suffix != ".md")
     return sha256_of_all([*code, *stored, *assets])[:16]

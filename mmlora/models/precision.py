@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 
@@ -24,6 +25,8 @@ from mmlora.errors import MMLoraError
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
+ASKED = "MMLORA_PRECISION"
+_chosen: list[str | None] = []  # what `choose` found in the environment, and what it put there
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,7 +40,7 @@ def precision() -> str:
 
     Raises `PrecisionError` when `MMLORA_PRECISION` asks for what is not to be had.
     """
-    if asked := os.environ.get("MMLORA_PRECISION"):
+    if asked := os.environ.get(ASKED):
         return _asked(asked)
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -47,11 +50,26 @@ def precision() -> str:
 
 
 def choose(name: str) -> None:
-    """Settle this process's numbers: "auto" measures, the others are `MMLORA_PRECISION`'s. Raises `PrecisionError`."""
+    """Settle this process's numbers: "auto" measures, or takes the environment's; the others are `MMLORA_PRECISION`'s.
+
+    A second run in one process may choose anew. Raises `PrecisionError`.
+    """
+    own = bool(_chosen) and os.environ.get(ASKED) == _chosen[-1]  # what stands there is from here
     if name != "auto":
         _asked(name)
-        os.environ["MMLORA_PRECISION"] = name
-        precision.cache_clear()
+        if not own:
+            _chosen[:] = [os.environ.get(ASKED)]
+        _chosen[1:] = [name]
+        os.environ[ASKED] = name
+    elif own:
+        before = _chosen[0]
+        _chosen.clear()
+        os.environ.pop(ASKED) if before is None else os.environ.update({ASKED: before})
+    elif not os.environ.get(ASKED):
+        return
+    precision.cache_clear()
+    if AcceleratorState._shared_state.get("_mixed_precision", precision()) != precision():
+        AcceleratorState._reset_state()  # it would refuse other numbers than an earlier run's
 
 
 def _asked(name: str) -> str:

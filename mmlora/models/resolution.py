@@ -19,7 +19,9 @@ def set_side(processor: Any, side: int) -> None:
     SmolVLM takes the longer side and cuts what exceeds a tile into tiles; Qwen's models bound the area, here to `side`
     squared. Raises `ResolutionError` for the models that read one size only.
     """
-    pictures = processor.image_processor
+    pictures = getattr(processor, "image_processor", None)
+    if pictures is None:
+        raise ResolutionError("this model sees no pictures; leave the side out")
     size = {name: value for name, value in dict(pictures.size).items() if value}
     if "height" in size or getattr(pictures, "do_center_crop", False):
         fixed = size if "height" in size else dict(pictures.crop_size)

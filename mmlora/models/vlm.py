@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,7 +32,7 @@ from mmlora.models.resolution import set_side, visual_tokens
 
 
 class UnknownModel(MMLoraError):
-    """No model has this name; the message lists the nearest ones."""
+    """No model has this name, and the message lists the nearest ones; or it writes no words."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,12 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     entry, (folder, base) = catalog.find(name), _locate(name, revision)
     register(folder)
     reuse_blocks()
-    sees = type(AutoConfig.from_pretrained(folder)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    config = AutoConfig.from_pretrained(folder)
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if not sees and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnknownModel(
+            f"{name} writes no words (it is a {config.model_type}); give a vision-language model, or a language model"
+        )
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     placed = {"quantization_config": nf4(), "device_map": {"": device()}} if four_bit else {}
     model = kind.from_pretrained(folder, dtype=weights_dtype(), use_safetensors=True, **placed)

@@ -16,14 +16,24 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 
 from mmlora.problems.record import LETTERS, Problem, ProblemError
-from mmlora.problems.rows import FIELDS, REQUIRED, DataError, MissingImages, inside, to_problem, without_missing
+from mmlora.problems.rows import (
+    FIELDS,
+    REQUIRED,
+    DataError,
+    MissingImages,
+    NoSplit,
+    by_lot,
+    inside,
+    to_problem,
+    without_missing,
+)
 
 CHOICES = tuple(f"choice_{letter.lower()}" for letter in LETTERS)
 ALL = "problems"  # the name of a file that holds every split
+SPLITS = ("train", "validation", "test", "transfer")
 SHOWN = 10  # how many faulty rows are reported at once
 
 
@@ -39,17 +49,16 @@ def find(folder: Path, split: str) -> list[Path]:
 
 
 def read(path: Path, split: str, limit: int | None = None, missing_images: MissingImages = "error") -> list[Problem]:
-    """The first `limit` (default all) problems of a split from a CSV or JSONL file.
+    """`limit` (default all) problems of a split from a CSV or JSONL file, drawn by lot where it has more.
 
     A row without an id is called `<split>-<row>`, counted from 0. A missing picture is an error, or with
     `missing_images="text-only"` a problem without one. Raises `DataError` with the first ten faulty rows.
     """
     table = _csv(path) if path.suffix == ".csv" else _jsonl(path)
-    if path.stem == ALL:
-        table = _of_split(table, split, path)
+    numbered = list(enumerate(_of_split(table, split, path) if path.stem == ALL else table))
     rows, problems, faults = [], [], []
     lines: dict[str, int] = {}  # of each id
-    for number, (line, cells) in enumerate(islice(table, limit)):
+    for number, (line, cells) in by_lot(numbered, limit, f"{path} has", split):
         try:
             row = _row(cells, f"{split}-{number}", path.parent)
             if (first := lines.setdefault(row["id"], line)) != line:
@@ -198,14 +207,16 @@ def _of_split(table: Iterator[tuple[int, dict | str]], split: str, path: Path) -
     if splits == [None] and split == "test":
         print(f"{path} has no column 'split': all its problems are read as 'test'")
     elif splits == [None]:
-        raise DataError(
+        raise NoSplit(
             f"{path} has no column 'split', so its problems can be answered, as the split 'test', and not learned from: a test on "
             f"what was learned is worth nothing; add the column, with train and test"
         )
     elif split not in splits:
-        raise DataError(f"{path} has no problem of the split {split!r}; it has {', '.join(map(str, splits))}")
+        raise NoSplit(f"{path} has no problem of the split {split!r}; it has {', '.join(map(str, splits))}")
     for line, cells, each in rows:
         if each is None and splits != [None]:
             yield line, "it has no split, but others have one"
+        elif each not in (None, split, *SPLITS):
+            yield line, f"its split is {each!r}; it can be {', '.join(SPLITS)}"
         elif each in (None, split):
             yield line, cells

@@ -16,7 +16,7 @@ from mmlora import guests
 from mmlora.guests import UNKNOWN_LICENCE
 from mmlora.problems import folder, official, parquet
 from mmlora.problems.record import Problem
-from mmlora.problems.rows import DataError, MissingImages
+from mmlora.problems.rows import DataError, MissingImages, NoSplit
 
 SCIENCEQA_LICENCE = "cc-by-nc-sa-4.0"  # the authors' own; the hub's card says otherwise
 
@@ -28,14 +28,17 @@ def load_problems(
     *,
     missing_images: MissingImages = "error",
 ) -> list[Problem]:
-    """The first `limit` (default all) problems of a split, from any of these places:
+    """`limit` (default all) problems of a split, from any of these places:
 
     - a guest's name, as `"minisqa"`, which is drawn first if need be, as many problems as asked for
     - `"owner/name"`, a data set of the hub with ScienceQA's fields, as `"derek-thomas/ScienceQA"`; kept in the hub's
       own cache, so that HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they always mean
     - a folder in ScienceQA's official layout (see `problems.official`)
-    - a folder with parquet files, `<split>.parquet` or `<split>-*.parquet`; or one parquet file, read whole
+    - a folder with parquet files, `<split>.parquet` or `<split>-*.parquet`; or one parquet file, as the split "test"
     - your own folder of pictures with a JSONL or CSV file (see `problems.folder`)
+
+    Parquet files give their first problems; from JSON and CSV, which people sort, fewer than all are drawn by lot, always the
+    same ones, and that is printed.
 
     A problem without an id is called `<split>-<row>`. Pictures are checked now and decoded when they are first used.
     Pictures that an official or own folder lacks are counted and listed in an error, or with
@@ -45,7 +48,7 @@ def load_problems(
         raise DataError(f'missing_images is {missing_images!r}; it can be "error" or "text-only"')
     problems = list(islice(_read(data, split, limit, missing_images), limit))
     if not problems and limit != 0:
-        raise DataError(f"{data} has no problem in the split {split!r}")
+        raise NoSplit(f"{data} has no problem in the split {split!r}")
     for name, times in Counter(problem.id for problem in problems).most_common(1):
         if times > 1:
             raise DataError(f"{data} has {times} problems called {name!r} in the split {split!r}; make ids unique")
@@ -73,6 +76,11 @@ def _read(data: str | Path, split: str, limit: int | None, missing_images: Missi
     if path.is_dir():
         return _in_folder(path, split, limit, missing_images)
     if path.suffix == ".parquet" and path.is_file():
+        if split != "test":
+            raise NoSplit(
+                f"{path} is one file, so its problems can be answered, as the split 'test', and not learned from: a test on what was "
+                f"learned is worth nothing; put train.parquet and test.parquet into a folder and give that"
+            )
         return parquet.read([path], split)
     if isinstance(data, str) and guests.HUB_ID.fullmatch(data) and not path.exists():
         return parquet.read(_download(data, split), split)
@@ -98,7 +106,7 @@ def _in_folder(path: Path, split: str, limit: int | None, missing_images: Missin
     if not files:
         found = sorted(each.name for each in path.iterdir() if each.suffix in (".parquet", ".jsonl", ".csv"))
         there = ", ".join(found) or "other files"
-        raise DataError(f"{path} has no problems of the split {split!r}, only {there}; give {_kinds()}")
+        raise NoSplit(f"{path} has no problems of the split {split!r}, only {there}; give {_kinds()}")
     return official.read(path, split, limit, missing_images)
 
 
@@ -118,9 +126,7 @@ def _download(name: str, split: str) -> list[Path]:
         patterns = [f"{below}{split}{end}.parquet" for below in ("", "*/") for end in ("", "-*")]
         paths = parquet.find(Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns)), split)
         if not paths:
-            found = [file for file in list_repo_files(name, repo_type="dataset") if file.endswith(".parquet")]
-            there = ", ".join(found) or "other kinds of files"
-            raise DataError(f"{name} on {hub} has no {split}-*.parquet, only {there}")
+            raise NoSplit(f"{name} on {hub} has no {split}-*.parquet, only {_on_hub(name)}")
         return paths
     except GatedRepoError as error:
         raise DataError(f"{name} is gated: ask for access at {hub}/datasets/{name}, then run: hf auth login") from error
@@ -137,3 +143,12 @@ def _download(name: str, split: str) -> list[Path]:
         ) from error
     except (OSError, ValueError, HTTPError) as error:
         raise DataError(f"{name} cannot be had from {hub}: {error}") from error
+
+
+def _on_hub(name: str) -> str:
+    """The parquet files of a data set of the hub, in words."""
+    try:
+        found = [file for file in list_repo_files(name, repo_type="dataset") if file.endswith(".parquet")]
+    except (OSError, HTTPError):  # without a network what was fetched before may still do
+        return "files that cannot be listed without a network"
+    return ", ".join(found) or "other kinds of files"

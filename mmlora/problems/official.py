@@ -12,28 +12,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
 from mmlora.problems.record import Problem, ProblemError
-from mmlora.problems.rows import DataError, MissingImages, inside, to_problem, to_row, without_missing, writing
+from mmlora.problems.rows import (
+    DataError,
+    MissingImages,
+    NoSplit,
+    by_lot,
+    inside,
+    to_problem,
+    to_row,
+    without_missing,
+    writing,
+)
 
 NAMES = {"validation": "val"}  # our split's official name
 PICTURE = "image.png"
 
 
 def read(folder: Path, split: str, limit: int | None = None, missing_images: MissingImages = "error") -> list[Problem]:
-    """The first `limit` (default all) problems of a split, in the order of pid_splits.json.
+    """`limit` (default all) problems of a split, in the order of pid_splits.json; drawn by lot where it has more.
 
     A missing picture is an error, or with `missing_images="text-only"` a problem without one. Raises `DataError`.
     """
     problems, splits = _json(folder / "problems.json"), _json(folder / "pid_splits.json")
     name = split if split in splits else NAMES.get(split)
     if name not in splits:
-        raise DataError(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
+        raise NoSplit(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
     captions = _json(folder / "captions.json") if (folder / "captions.json").exists() else {}
     captions = captions.get("captions", captions)
-    rows = [_row(folder, problems, str(pid), captions) for pid in islice(splits[name], limit)]
+    rows = [_row(folder, problems, str(pid), captions) for pid in by_lot(splits[name], limit, f"{folder} has", split)]
     try:
         return [to_problem(row) for row in without_missing(rows, folder, missing_images)]
     except ProblemError as error:

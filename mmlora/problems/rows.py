@@ -6,11 +6,12 @@ Every reader ends in `to_problem` and every writer begins with `to_row`, so that
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
@@ -18,6 +19,7 @@ from mmlora.errors import MMLoraError
 from mmlora.problems.pictures import decoded, encoded
 from mmlora.problems.record import Problem, ProblemError
 
+Row = TypeVar("Row")
 FIELDS = tuple(field.name for field in fields(Problem))
 REQUIRED = ("question", "choices", "answer")
 TYPES: dict[str, tuple[Any, str]] = {
@@ -32,6 +34,10 @@ NAMED = 5  # how many of the missing pictures a message names
 
 class DataError(MMLoraError, RuntimeError):
     """Data that cannot be written or read; the message names the place and the remedy."""
+
+
+class NoSplit(DataError):
+    """A split that these problems do not have; the message names those that they have."""
 
 
 def to_row(problem: Problem) -> dict:
@@ -79,13 +85,22 @@ def without_missing(rows: list[dict], place: Path, missing_images: MissingImages
     return [{**row, "image": None} if id(row) in gone else row for row in rows]
 
 
+def by_lot(rows: Sequence[Row], limit: int | None, whose: str, split: str) -> list[Row]:
+    """All rows, or `limit` of them by a lot that always falls the same, in their order; says so where rows stay out."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    print(f"{whose} {len(rows)} problems of the split {split!r}; {limit} were drawn by lot")
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), limit))]
+
+
 def inside(folder: Path, below: str | Path) -> Path:
     """The path of a file in the folder. Raises `ValueError` where `below` leads out of it.
 
     What lies elsewhere is nobody's data set, and its content would go into a report that is passed on.
     """
-    path = Path(os.path.normpath(folder / below))  # not resolved: a link inside the folder is its owner's will
-    if not path.is_relative_to(os.path.normpath(folder)):
+    whole = os.path.abspath(folder)
+    path = Path(os.path.normpath(os.path.join(whole, below)))  # not resolved: a link in the folder is its owner's will
+    if not path.is_relative_to(whole):
         raise ValueError(f"its picture {str(below)!r} lies outside the folder {folder}; put it inside")
     return path
 

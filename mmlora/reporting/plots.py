@@ -240,16 +240,17 @@ def departures(faults: Mapping[tuple[str, str], int]) -> Figure:
     part = f", the {WORST} skills with most of {len(total)}" if len(total) > WORST else ""
     title = f"Where wrong answers first leave the reference{part}"
     figure, axes, y = _rows(title, [_short(name) or "no skill named" for name in names])
-    start = np.zeros(len(names))
-    for kind, (colour, hatch) in zip(KINDS, ((ORANGE, ""), (SKY, "//"), (PURPLE, ".."))):
-        counts = np.array([faults.get((name, kind), 0) for name in names])
+    start, looks = np.zeros(len(names)), dict(zip(KINDS, ((ORANGE, ""), (SKY, "//"), (PURPLE, ".."))))
+    kinds = [kind for kind in KINDS if any(faults.get((name, kind)) for name in names)]
+    for kind in kinds:
+        counts, (colour, hatch) = np.array([faults.get((name, kind), 0) for name in names]), looks[kind]
         bars = axes.barh(y, counts, left=start, label=kind, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5)
         start += counts
     axes.bar_label(bars, [str(total[name]) for name in names], padding=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.06)
     axes.set_xlabel("wrong answers")
-    figure.legend(loc="outside lower center", ncols=len(KINDS), frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(kinds), frameon=False)
     return figure
 
 

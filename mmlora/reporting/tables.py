@@ -135,7 +135,11 @@ def headline(metrics: Metrics | str | Path) -> str:
     metrics = metrics if isinstance(metrics, Metrics) else Metrics.load(Path(metrics) / "metrics.json")
     by = {"trained": metrics.scored_by["accuracy"], "base model": metrics.scored_by["base"]}
     rows = [
-        [f"{label}, by {by[label]}" if label in by else label, interval(scores), pictured(scores)]
+        [f"{label}, by {by[label]}" if label in by else label, _asked(scores), interval(scores), pictured(scores)]
         for label, scores in control_rows(metrics)
     ]
-    return markdown([f"{metrics.model} on {metrics.data}", "accuracy in % (95 % interval)", "IMG"], rows)
+    return markdown([f"{metrics.model} on {metrics.data}", "problems", "accuracy in % (95 % interval)", "IMG"], rows)
+
+
+def _asked(scores: dict | None) -> str:
+    return f"{scores['n']['Avg']:,}" if scores else "–"

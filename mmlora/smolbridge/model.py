@@ -109,6 +109,8 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
         """
         with torch.autocast(pixel_values.device.type, enabled=False):
             cells, glance, scores = self.get_image_view(pixel_values)
+            own = self.connector.describe.weight.dtype  # float32 where it learns, whatever the tower has
+            cells, glance = cells.to(own), glance if glance is None else glance.to(own)
             words = self.connector(cells, glance).softmax(-1)
             if scores is None or not self.config.naming_tokens:
                 return words
@@ -116,7 +118,8 @@ class SmolBridgeModel(SmolBridgePreTrainedModel):
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures (batch, 3, size, size) → visual tokens (batch, visual_tokens, hidden): words in their mixture."""
-        return self.get_image_words(pixel_values) @ self.language_model.embed_tokens(self.connector.word_ids)
+        embeddings = self.language_model.embed_tokens(self.connector.word_ids)
+        return self.get_image_words(pixel_values).to(embeddings.dtype) @ embeddings
 
     def embed(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings (batch, length, hidden) with the visual tokens waiting in their slots; None: fill them later."""

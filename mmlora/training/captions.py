@@ -13,13 +13,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from mmlora.adapters.towers import tower_of
+from mmlora.adapters.towers import learning_connector
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.samples import Samples
 from mmlora.models.connector import Captioned
 from mmlora.models.vlm import VLM, base_model
 from mmlora.training.fit import fit
-from mmlora.training.log import TrainingError
 from mmlora.training.settings import TrainSettings
 
 ASKED = "What does this picture show?"
@@ -32,19 +31,12 @@ def learn_to_read(
     """The connector's tensors after so many minutes with these pictures, and a record of how they were learned.
 
     `further` pictures are not looked at: each one would take a pass of the whole model. The weights learn in float32 and come
-    back in the model's own numbers. Raises `TrainingError` for a model without a connector, or with one in four bits.
+    back in the model's own numbers. Raises `TowerError` for a model without a connector, or with one in four bits.
     """
     model = base_model(vlm.model)
-    connector = {name: p for name, p in model.named_parameters() if tower_of(name) == "connector"}
-    if not connector:
-        raise TrainingError(f"{vlm.name} has no connector that could be aligned; set align_minutes to 0")
-    if any(not p.is_floating_point() for p in connector.values()):
-        raise TrainingError(f"{vlm.name}'s connector is in four bits, which cannot learn; set align_minutes to 0")
-    lessons = [Conversation(f"caption {i}", ASKED, (image,), text) for i, (image, text) in enumerate(captioned)]
     own = model.dtype
-    for parameter in connector.values():
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
+    connector = learning_connector(model)
+    lessons = [Conversation(f"caption {i}", ASKED, (image,), text) for i, (image, text) in enumerate(captioned)]
     try:
         with TemporaryDirectory(dir=work) as folder:
             settings = TrainSettings(minutes=minutes, learning_rate=RATE, seed=seed)
