@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean, stdev
 
-from mmlora.evaluation.scores import compare, load_predictions
+from mmlora.evaluation.scores import Prediction, compare, load_predictions
 from mmlora.paths import PACKAGE, RESULTS
 from mmlora.reporting.record import Metrics
 from mmlora.reporting.tables import UNMEASURED, interval, markdown
@@ -47,6 +47,7 @@ UNCAPTIONED = {
     "together": "the answers, together with the adapter, at a tenth of its rate",
     "neither": "nothing: it stays as the base has it",
 }
+HOUR = "one_hour_smolbridge"
 HEADER = ("recipe", "what differs", "samples seen", "minutes", "accuracy (95 % interval)", "IMG")
 LAST, PAIRED = "blank", "more than {} (95 % interval, paired)"
 SEEDED = ("seed", "minutes", "samples seen", "accuracy (95 % interval)", "IMG")
@@ -68,8 +69,7 @@ def table(folder: Path = RESULTS / "recipe", told_of: dict[str, str] = ROWS, nam
             return UNMEASURED
         if name == first:
             return "–"
-        found = compare(said[name], said[first])
-        return "{:+.1f} ({:+.1f} to {:+.1f})".format(found.difference, *found.ci95)
+        return _gap(said[name], said[first])
 
     found = {path.stem: Metrics.load(path) for path in sorted(folder.glob("*.json"))}
     parts = (*also, "cache", "train", "score")
@@ -90,11 +90,21 @@ def seeded(m: Metrics, control: float) -> list[str]:
 
 
 def hours(folder: Path = RESULTS) -> str:
-    """The recorded hour, and those that differ from it in their seeds."""
-    paths = [folder / "one_hour_smolbridge.json", *sorted((folder / "seeds").glob("one_hour_smolbridge-*.json"))]
-    runs = [Metrics.load(path) for path in paths]
-    rows = [[*seeded(m, m.controls["swapped"]["avg"]), m.data] for m in runs]
-    return markdown((*SEEDED, "another's picture", "base model", "problems"), rows)
+    """The recorded hour, and those that differ from it in their seeds, problem by problem where they have the same ones."""
+    first, own = Metrics.load(folder / f"{HOUR}.json"), load_predictions(folder / HOUR / "predictions.jsonl")
+    rows = [[*seeded(first, first.controls["swapped"]["avg"]), first.data, "–"]]
+    for path in sorted((folder / "seeds").glob(f"{HOUR}-*.json")):
+        m, gap = Metrics.load(path), "–"
+        if m.data == first.data:
+            gap = _gap(load_predictions(path.with_suffix(".jsonl")), own)
+        rows.append([*seeded(m, m.controls["swapped"]["avg"]), m.data, gap])
+    return markdown((*SEEDED, "another's picture", "base model", "problems", PAIRED.format("seed 0")), rows)
+
+
+def _gap(ours: list[Prediction], theirs: list[Prediction]) -> str:
+    """How many points more, and the interval."""
+    found = compare(ours, theirs)
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(found.difference, *found.ci95)
 
 
 def seeds(folder: Path = RESULTS / "earlier") -> str:
