@@ -25,12 +25,20 @@ from mmlora.evaluation.scores import save_predictions
 from mmlora.experiment import Experiment
 from mmlora.models.connector import FILE
 from mmlora.paths import RESULTS
+from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
 
 #: Enough to rank recipes ten points apart, few enough to try many; ten minutes' worth of controls.
 SAME = {"train_problems": 2000, "test_problems": 600, "split": "validation", "probe_problems": 0, "minutes": 10}
 MINUTES = 5.0  # of training, unless --train-minutes or --steps says otherwise
 ALIGNED = RESULTS / "one_hour_smolbridge" / "adapter" / FILE
+
+
+def keep(metrics: Metrics, run: Experiment, target: Path) -> None:
+    """Write the record, and beside it which problems were solved."""
+    target.parent.mkdir(exist_ok=True)
+    metrics.save(target)
+    save_predictions([replace(said, text="") for said in run.predictions], target.with_suffix(".jsonl"))
 
 
 @with_settings
@@ -43,8 +51,7 @@ def main(settings: Settings, name: Annotated[str, typer.Argument(help="of the ro
     with tempfile.TemporaryDirectory(prefix="recipe-") as folder:
         shutil.copy(ALIGNED, folder)
         run = Experiment(settings, Path(folder))
-        run.run().save(target)
-    save_predictions([replace(said, text="") for said in run.predictions], target.with_suffix(".jsonl"))
+        keep(run.run(), run, target)
     print(f"{name}: {run.scores.accuracy} {run.scores.ci95}, IMG {run.scores.columns['IMG'].accuracy} -> {target}")
     for skill, share in sorted(run.scores.by_skill.items(), key=lambda item: item[1].correct / item[1].n):
         print(f"  {share.correct:3d}/{share.n:3d}  {skill}")

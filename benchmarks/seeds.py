@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
+from recipe import keep
 
-from mmlora.evaluation.scores import save_predictions
 from mmlora.experiment import Experiment
 from mmlora.minisqa.dataset import build
 from mmlora.paths import RESULTS
@@ -47,14 +47,12 @@ def main(
     """Run the recorded hour's settings with other seeds and write the record."""
     settings = replace(Settings.of(Metrics.load(RESULTS / f"{NAME}.json").settings), seed=seed)
     target = RESULTS / "seeds" / f"{NAME}-{seed}.json"
-    target.parent.mkdir(exist_ok=True)
     with TemporaryDirectory(prefix="seeds-") as folder:
         problems = str(build(Path(folder) / "minisqa", seed=data_seed)) if data_seed else settings.data
         run = DrawnAnew(settings, Path(folder) / "run", problems)
         metrics = run.run()
         drawn = f"minisqa of seed {data_seed} {len(run.train)}/{len(run.test)}" if data_seed else metrics.data
-        replace(metrics, data=drawn).save(target)
-    save_predictions([replace(said, text="") for said in run.predictions], target.with_suffix(".jsonl"))
+        keep(replace(metrics, data=drawn), run, target)
     print(f"seed {seed}, data {data_seed}: {run.scores.accuracy} {run.scores.ci95} -> {target}")
 
 

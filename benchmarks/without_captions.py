@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from recipe import keep
 
-from mmlora.evaluation.scores import save_predictions
 from mmlora.experiment import Experiment
 from mmlora.paths import RESULTS
 from mmlora.settings import Settings
@@ -50,11 +50,9 @@ class OwnFolder(Experiment):
 def main(way: Annotated[Way, typer.Argument(help="what the connector learns from")]):
     """Measure one way and write its record."""
     target = RESULTS / "without_captions" / f"{way}.json"
-    target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="captions-") as folder:
         run = OwnFolder(way, Path(folder))
-        run.run().save(target)
-    save_predictions([replace(said, text="") for said in run.predictions], target.with_suffix(".jsonl"))
+        keep(run.run(), run, target)
     print(f"{way}: {run.scores.accuracy} {run.scores.ci95}, IMG {run.scores.columns['IMG'].accuracy} -> {target}")
 
 

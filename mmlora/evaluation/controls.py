@@ -68,16 +68,15 @@ def swapped(problems: Sequence[Problem], seed: int = 0) -> list[Problem]:
 
     Where a skill has a single picture there is none to swap with, and its problems are left out.
     """
+    shown = [(problem, digest(problem.image)) for problem in problems if problem.image is not None]
     by_skill: defaultdict[str, dict[bytes, Problem]] = defaultdict(dict)  # a problem of each picture
-    for problem in problems:
-        if problem.image is not None:
-            by_skill[problem.skill].setdefault(digest(problem.image), problem)
+    for problem, picture in shown:
+        by_skill[problem.skill].setdefault(picture, problem)
     others: dict[tuple[str, bytes], Problem] = {}
     for skill, alike in by_skill.items():
         ring = random.Random(f"{seed} {skill}").sample(list(alike), len(alike))
         others |= {(skill, own): alike[other] for own, other in zip(ring, [*ring[1:], ring[0]]) if len(ring) > 1}
-    shown = [(problem, (problem.skill, digest(problem.image))) for problem in problems if problem.image is not None]
-    found = [(problem, others[key]) for problem, key in shown if key in others]
+    found = [(p, others[p.skill, picture]) for p, picture in shown if (p.skill, picture) in others]
     return [replace(problem, image=other.image, caption=other.caption) for problem, other in found]
 
 
