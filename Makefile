@@ -38,8 +38,8 @@ $(shell [ -x $(PY) ] && [ "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" ] || rm -
 setup: $(READY)
 
 $(READY): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "mmlora needs Python 3.10 or newer as $(PYTHON); install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mmlora needs Python 3.11 or newer as $(PYTHON); install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
 	@echo "Setting up .venv (the first time this downloads PyTorch: some minutes)"
 ifneq ($(UV),)
 	@$(IN_VENV) || { rm -rf .venv && "$(UV)" venv --quiet --python "$$(command -v $(PYTHON))" .venv; }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -61,7 +61,7 @@ def main():
         "settings": {"batch": BATCH, "problems": PROBLEMS, "first_layer": FIRST_LAYER, "turns": TURNS, "steps": STEPS},
         "machine": machine,
         "versions": metrics.versions(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     target = RESULTS / "precision" / f"{machine['cpu'].replace(' ', '_')}-{machine['cores']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The wall-clock of a whole run: how many problems fit into it, what each part takes, what is left for training."""
+"""The minutes of a whole run: how many problems fit into them, what each part takes, what is left for training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ TEST_A_MINUTE, WHOLE_TEST = 30, 33  # the same for its 1,000
 
 @dataclass
 class Budget:
-    """How a wall-clock budget is spent, and the clock that watches it. All sizes follow from `minutes`.
+    """How a budget of minutes is spent. All sizes follow from `minutes`.
+
+    The clock goes while a part of the run does, and stands while a reader of notebook 04 thinks about what came out.
 
     A shorter run trains on fewer problems (each costs a fixed prefix to cache) and scores fewer (each is answered three
     times), but enough for an interval that tells it from the base model. An hour takes whole splits.
@@ -25,9 +27,7 @@ class Budget:
 
     minutes: float
     file: Path | None = None  # where `spent` is kept for a session that goes on after this one
-    started: float = field(default_factory=perf_counter)
     spent: dict[str, float] = field(default_factory=dict)  # minutes by part: data, align, cache, train, score
-    added: float = 0.0  # minutes of earlier sessions
 
     @property
     def train_problems(self) -> int | None:
@@ -55,20 +55,24 @@ class Budget:
         return min(200, max(40, round(6 * self.minutes)))
 
     def elapsed(self) -> float:
-        """Minutes since the budget began, and what was added."""
-        return (perf_counter() - self.started) / 60 + self.added
+        """Minutes that all parts took so far, those of earlier sessions included."""
+        return sum(self.spent.values())
 
     def add(self, part: str, minutes: float) -> None:
-        """Count what an interrupted session before this one spent on `part`."""
+        """Count these minutes towards `part`."""
         self.spent[part] = self.spent.get(part, 0.0) + minutes
-        self.added += minutes
 
     @contextmanager
     def watch(self, part: str) -> Iterator[None]:
-        """Count what happens inside towards `part`."""
+        """Count what happens inside towards `part`, also where it breaks off."""
         began = perf_counter()
-        yield
-        self.spent[part] = self.spent.get(part, 0.0) + (perf_counter() - began) / 60
+        try:
+            yield
+        finally:
+            self.add(part, (perf_counter() - began) / 60)
+            self._keep()
+
+    def _keep(self) -> None:
         if self.file:
             with suppress(OSError):  # a full disk is said where it matters, and no reason to lose what was trained
                 write_whole(self.file, json.dumps(self.spent, indent=1) + "\n")

@@ -15,11 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from mmlora.minisqa.dataset import home
 from mmlora.paths import IN_CHECKOUT, PACKAGE, RUNS, WEIGHTS, cache_home
 from mmlora.smolbridge import wheels as weights
 
-PYTHON = (3, 10)
+PYTHON = (3, 11)
 MEMORY_GB = 6  # the recorded hour took 5.3 GB, an earlier one 6.0
 CACHE_GB = 3  # weights and the assembled models
 RUNS_GB = 2  # an hour's frozen-prefix cache, checkpoints, adapter and report
@@ -102,7 +101,10 @@ def torch_device() -> Finding:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return Finding("device", "missing", f"torch cannot be imported ({error}); run: python -m pip install -U torch")
+        remedy = "run: python -m pip install -U torch"
+        if sys.platform == "win32":  # most often it lacks Microsoft's runtime, not a file of its own
+            remedy = f"install https://aka.ms/vs/17/release/vc_redist.x64.exe; if that does not help, {remedy}"
+        return Finding("device", "missing", f"torch cannot be imported ({error}); {remedy}")
     from mmlora.models.precision import products
 
     if torch.cuda.is_available():
@@ -211,6 +213,10 @@ def smolbridge_weights(lacking: list[weights.Wheel], reachable: bool) -> Finding
 
 
 def minisqa() -> Finding:
+    try:
+        from mmlora.minisqa.dataset import home
+    except ImportError as error:
+        return Finding("MiniSQA", "missing", f"cannot be drawn without {error.name}; see above")
     if (home() / "manifest.json").is_file():
         return Finding("MiniSQA", "OK", f"built in {home()}")
     return Finding("MiniSQA", "to do", f"not in {home()}; a run builds it by itself, or now: mmlora data build")

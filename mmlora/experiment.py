@@ -29,16 +29,18 @@ from mmlora.models.connector import ALIGNED, aligned, own_way
 from mmlora.models.precision import choose, products
 from mmlora.models.vlm import base_model, decoder_layers
 from mmlora.problems.captions import captioned, further_captioned
-from mmlora.problems.load import licence, load_problems
+from mmlora.problems.load import licence, load_problems, load_transfer
 from mmlora.problems.record import Problem
-from mmlora.problems.rows import DataError, NoSplit
+from mmlora.problems.rows import DataError
 from mmlora.reporting.examples import keep_examples
+from mmlora.reporting.machine import git_state
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
 from mmlora.training.captions import learn_to_read
 from mmlora.training.fit import fit
 from mmlora.training.log import TrainingError, TrainLog
 from mmlora.training.probe import Probe
+from mmlora.training.resume import claim, put_aside
 from mmlora.training.settings import TrainingSet
 
 #: An untrained model rarely says an answer, so it is asked which one it holds for likeliest.
@@ -46,6 +48,7 @@ BASE_METHOD: Method = "likelihood"
 TOGETHER = 64  # answers at a time: a small model's generation is bound by memory, not by products
 SPARE = 16  # tokens that an answer may be longer than any that was taught
 CONTROLS = 3  # answers to each of their problems: grey, swapped, captions as text; reading costs no words
+ANEW = "go on with this run in a new Experiment, resume=True, and take them before it learns"
 TRIAL = 64  # problems that are answered once to see how long scoring will take
 
 
@@ -60,11 +63,13 @@ class Experiment:
         if processes.count() > 1:  # one's processor may multiply otherwise than the next one's
             choose(processes.said(products()))
         self.settings, self.folder, self.resume = settings, Path(folder).absolute(), resume
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.budget = Budget(settings.minutes, self.folder / "minutes.json" if processes.first() else None)
+        minutes = claim(self.folder, resume)
+        self.git = git_state()  # of the code that runs, whatever is committed meanwhile
+        self.budget = Budget(settings.minutes, minutes if processes.first() else None)
         if resume:
-            self.budget.go_on(self.folder / "minutes.json")
+            self.budget.go_on(minutes)
         self.reserved: float | None = None
+        self.begun = False  # training, which leaves the base under an adapter
         self.log: TrainLog | None = None
 
     def run(self) -> Metrics:
@@ -89,12 +94,13 @@ class Experiment:
                 load_problems(chosen.data, split, size, missing_images=chosen.missing_images)
                 for split, size in zip(("train", chosen.split), sizes)
             )
-            self.transfer = self._transfer() if chosen.split == "test" else []
+            asked = max(1, len(self.test) // 10) if chosen.split == "test" else 0
+            self.transfer = load_transfer(chosen.data, asked, chosen.missing_images) if asked else []
 
     def load_model(self) -> None:
         """The frozen base with its processor: `vlm`."""
         chosen = self.settings
-        with processes.one_first():
+        with self.budget.watch("data"), processes.one_first():
             self.vlm = load_vlm(chosen.model, side=chosen.side, revision=chosen.revision, four_bit=chosen.four_bit)
         if hasattr(self.vlm.model, "peft_config"):
             raise AdapterError(
@@ -106,7 +112,9 @@ class Experiment:
 
     def baselines(self) -> None:
         """What the figure will be compared with: `base`, the model before training, and `majority`, the best fixed guess."""
-        if self.log is not None or (hasattr(self, "base") and hasattr(base_model(self.vlm.model), ALIGNED)):
+        if self.begun or hasattr(base_model(self.vlm.model), ALIGNED):
+            if not hasattr(self, "base"):
+                raise TrainingError(f"the model has learned already, and baselines come before; {ANEW}")
             return print("the baselines were taken before anything was learned and stand")
         with self.budget.watch("score"):
             self.base = score(self.test, evaluate(self.vlm, self.test, BASE_METHOD))
@@ -174,15 +182,18 @@ class Experiment:
         """Train for what the budget leaves: `log`. Taken again, it begins anew and keeps the earlier training aside."""
         if self.log is not None:
             if processes.first():
-                self._put_aside()
+                put_aside(self.folder)
             processes.wait()
             if self.settings.train_connector:  # which was trained in place
                 self.load_model()
             self.attach()
         chosen = self.settings
         minutes = chosen.train_minutes
+        if self.resume:  # the checkpoints know what was spent on it
+            self.budget.spent.pop("train", None)
         if minutes is None and chosen.steps is None:
             minutes = self.budget.training_minutes(self.reserve() if self.reserved is None else self.reserved)
+        self.begun = True
         with self.budget.watch("train"):
             self.log = fit(
                 self.model, self.samples, chosen.training(minutes), self.folder, resume=self.resume, probe=self._probe()
@@ -195,6 +206,8 @@ class Experiment:
         """Answer the test problems, and the controls, and write everything down at once: `examination`, `scores`, `blank`."""
         if self.log is None:
             raise TrainingError("nothing was trained yet; call fit() before score()")
+        if not hasattr(self, "base"):
+            raise TrainingError(f"there are no baselines to compare with; {ANEW}")
         count = self.budget.control_problems
         with self.budget.watch("score"):
             found = examine(self.test, self.transfer, self._answer, reader(self.learner), count)
@@ -219,14 +232,6 @@ class Experiment:
         if processes.first():
             keep_examples(self.folder, self.test, self.predictions, self.maps)
         return chosen
-
-    def _transfer(self) -> list[Problem]:
-        """Problems of skills that are never trained, a tenth as many as are tested, where the data has such a split."""
-        chosen, size = self.settings, max(1, len(self.test) // 10)
-        try:
-            return load_problems(chosen.data, "transfer", size, missing_images=chosen.missing_images)
-        except NoSplit:
-            return []
 
     def _probe(self) -> Probe | None:
         """Answers to a few validation problems while training, where the data has such a split and the minutes allow."""
@@ -261,14 +266,6 @@ class Experiment:
             self.learner, problems, self.settings.method, batch_size=together, max_new_tokens=tokens, progress=progress
         )
 
-    def _put_aside(self) -> None:
-        earlier = self.folder / f"training-{1 + len(list(self.folder.glob('training-*')))}"
-        earlier.mkdir()
-        for path in [*self.folder.glob("checkpoint-*"), self.folder / "log.jsonl"]:
-            if path.exists():
-                path.rename(earlier / path.name)
-        print(f"training begins anew with a fresh adapter; the earlier one is kept in {earlier}")
-
     def _metrics(self, log: TrainLog) -> Metrics:
         method = self.settings.method
         return Metrics(
@@ -285,6 +282,7 @@ class Experiment:
             data=f"{self.settings.data} {len(self.train)}/{len(self.test)}",
             seed=self.settings.seed,
             settings=self.settings.to_dict(),
+            git=self.git,
         )
 
     def _save_adapter(self, metrics: Metrics) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -30,14 +31,15 @@ class RunError(MMLoraError):
 def run(settings: Settings, *, out: Path | str | None = None, resume: bool = False) -> Path:
     """Execute notebook 04 into `out` (default `runs/<date>`) and write the report; returns the folder.
 
-    Raises `RunError` when the folder is taken, has nothing to resume, a cell failed, or the notebooks' packages are not
-    installed.
+    Raises `RunError` when the folder is taken, has nothing to resume, a cell failed, the kernel died, or the notebooks'
+    packages are not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # as torchrun and accelerate tell a process
         return _together(settings, out, resume)
     try:
         import nbformat
         import papermill
+        from nbclient.exceptions import DeadKernelError
     except ImportError as error:
         raise RunError(f"{error.name} is not installed; run: python -m pip install papermill nbconvert") from error
     from mmlora.reporting.page import html_report
@@ -60,13 +62,22 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
             stderr_file=sys.stderr,
         )
     except papermill.PapermillExecutionError as error:
-        raise RunError(
-            f"the run stopped in cell {error.exec_count} with {error.ename}: {error.evalue} The notebook so far is "
-            f"{executed}; when the cause is mended, go on with: {settings.command()} --out {folder} --resume"
-        ) from error
+        cause = f"the run stopped in cell {error.exec_count} with {error.ename}: {error.evalue}"
+        raise RunError(f"{cause} {_the_way_on(settings, executed)}") from error
+    except DeadKernelError as error:
+        cause = "the run's kernel died, most likely because memory ran out: close other programs."
+        raise RunError(f"{cause} {_the_way_on(settings, executed)}") from error
     nbformat.write(tidied(nbformat.read(executed, as_version=4)), executed)
     _finish(folder, html_report(folder), executed)
     return folder
+
+
+def _the_way_on(settings: Settings, executed: Path) -> str:
+    out = shlex.join(["--out", str(executed.parent)])
+    return (
+        f"The notebook so far is {executed}; when the cause is mended, go on with: "
+        f"{shlex.quote(sys.executable)} -m {settings.command()} {out} --resume"
+    )
 
 
 def _together(settings: Settings, out: Path | str | None, resume: bool) -> Path:

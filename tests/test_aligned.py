@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from mmlora.adapters.towers import TowerError, tower_of
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.samples import Samples
 from mmlora.experiment import Experiment
-from mmlora.models.connector import FILE, adopt, own_way
+from mmlora.models.connector import FILE, ConnectorError, adopt, own_way
 from mmlora.models.vlm import base_model, load_base
 from mmlora.problems.captions import captioned, further_captioned
 from mmlora.problems.record import Problem
 from mmlora.settings import Settings
 from mmlora.smolbridge import aligned, assemble
 from mmlora.smolbridge.words import words_read
+from mmlora.training import captions
 from mmlora.training.captions import ASKED, learn_to_read
 
 COLOURS = ("red", "green", "blue", "white")
@@ -167,6 +169,19 @@ def test_captions_are_columns_or_first_sentences_and_what_has_none_is_left_out()
     assert list(further_captioned("a folder/of mine")) == []
 
 
+def test_no_further_picture_is_of_a_skill_that_is_held_out(monkeypatch):
+    drawn, generate = [], minisqa.generate
+
+    def few(split, count, *, seed=0, skills):
+        if count > 1:  # one is drawn of each skill to see whether it has a picture
+            drawn.append(set(skills))
+        return generate(split, min(count, 4), seed=seed, skills=skills)
+
+    monkeypatch.setattr(minisqa, "generate", few)
+    list(islice(further_captioned("minisqa"), 5))
+    assert len(drawn) > 1 and not any(skills & set(minisqa.UNTRAINED) for skills in drawn)
+
+
 def test_further_pictures_come_with_captions_and_are_no_training_pictures():
     known = {p.image.tobytes() for p in minisqa.generate("train", 60) if p.image is not None}
     drawn = list(islice(further_captioned("minisqa"), 60))
@@ -177,13 +192,17 @@ def test_further_pictures_come_with_captions_and_are_no_training_pictures():
 def test_a_run_aligns_first_and_keeps_what_was_learned(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(aligned, "ENOUGH", 24)
     monkeypatch.setattr(aligned, "FEWEST", 20)
-    problems = [Problem(str(i), "Left?", COLOURS, i % 4, PAIRS[i][0], caption=PAIRS[i][1]) for i in range(24)]
-    monkeypatch.setattr("mmlora.experiment.load_problems", lambda *args, **kwargs: problems)
-    settings = Settings(model=str(folder), steps=2, align_minutes=0.01, train_problems=24, test_problems=24)
+    problems = [Problem(str(i), "Left?", COLOURS, i % 4, PAIRS[i][0], caption=PAIRS[i][1]) for i in range(36)]
+    splits = {"train": problems[:24], "test": problems[24:]}
+    monkeypatch.setattr("mmlora.experiment.load_problems", lambda data, split, *args, **kwargs: splits[split])
+    monkeypatch.setattr("mmlora.experiment.load_transfer", lambda *args, **kwargs: [])
+    monkeypatch.setattr("mmlora.experiment.further_captioned", lambda data: ())
+    settings = Settings(model=str(folder), steps=2, align_minutes=0.01)
     run = Experiment(settings, tmp_path / "run")
     metrics = run.run()
     record = json.loads((tmp_path / "run" / "align.json").read_text())
-    assert record["captioned"] == 24 and metrics.minutes["align"] > 0
+    assert record["captioned"] == 24 == len(run.train) and metrics.minutes["align"] > 0
+    assert list(run.samples.ids) == [problem.id for problem in splits["train"]], "nothing of the test was learned from"
     assert metrics.base_model["weights"] != load_base(folder).base.weights
     assert (tmp_path / "run" / "adapter" / FILE).is_file()
     resumed = Experiment(settings, tmp_path / "run", resume=True)
@@ -194,12 +213,18 @@ def test_a_run_aligns_first_and_keeps_what_was_learned(folder, tmp_path, monkeyp
     resumed.align()
     assert resumed.vlm.base == run.vlm.base, "and only once"
     assert detach(resumed.vlm.model) is resumed.vlm.model
+    other = Experiment(replace(settings, seed=1), tmp_path / "run", resume=True)
+    other.load_problems()
+    other.load_model()
+    with pytest.raises(ConnectorError, match="was aligned with seed 0, not 1; give the same or choose another folder"):
+        other.align()
 
 
 def test_a_hub_models_connector_learns_through_its_decoder_where_the_settings_ask_for_it(tmp_path, monkeypatch):
     base = families.save(families.build("smolvlm"), tmp_path / "base")
     problems = [Problem(str(i), "Left?", COLOURS, i % 4, PAIRS[i][0], caption=PAIRS[i][1]) for i in range(24)]
     monkeypatch.setattr("mmlora.experiment.load_problems", lambda *args, **kwargs: problems)
+    monkeypatch.setattr("mmlora.experiment.load_transfer", lambda *args, **kwargs: [])
 
     def attached(minutes):
         run = Experiment(Settings(model=str(base), align_minutes=minutes), tmp_path / str(minutes))
@@ -218,6 +243,29 @@ def test_a_hub_models_connector_learns_through_its_decoder_where_the_settings_as
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and {tower_of(name) for name in changed} == {"connector"}
     assert left.vlm.base.weights != asked.vlm.base.weights
+
+
+def test_alignment_that_breaks_off_leaves_the_published_connector(tmp_path, monkeypatch):
+    vlm = families.build("smolvlm")
+    before = {name: parameter.clone() for name, parameter in vlm.model.named_parameters()}
+
+    def broken(model, *_):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(captions, "fit", broken)
+    with pytest.raises(KeyboardInterrupt):
+        learn_to_read(vlm, PAIRS[:8], (), 1, tmp_path)
+    for name, parameter in vlm.model.named_parameters():
+        assert torch.equal(parameter, before[name]) and not parameter.requires_grad, name
+
+
+def test_another_models_connector_is_refused():
+    vlm = families.build("smolvlm")
+    with pytest.raises(ConnectorError, match="is another model's: .* has no model.bridge.weight"):
+        adopt(vlm, {"model.bridge.weight": torch.zeros(2)})
 
 
 def test_a_connector_learns_in_float32_between_towers_in_half_precision(tmp_path):

@@ -6,9 +6,11 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from mmlora import cli
+from mmlora import cli, needs, smolbridge
 from mmlora.errors import MMLoraError
+from mmlora.minisqa import dataset
 from mmlora.smolbridge import wheels as weights
+from mmlora.smolbridge import world  # noqa: F401 - a module of the package that is patched
 
 
 def mmlora(*words):
@@ -39,6 +41,22 @@ def test_a_bad_value_is_one_sentence():
 def test_another_minisqa_does_not_take_the_place_that_runs_look_at():
     done = CliRunner().invoke(cli.app, ["data", "build", "--seed", "1"])
     assert done.exit_code == 2 and "name a --folder" in " ".join(done.output.replace("│", " ").split())
+
+
+def test_commands_hand_on_what_they_were_given(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(needs, "needs", lambda model, problems: asked.append((model, problems)) or "2 GB")
+    monkeypatch.setattr(dataset, "build", lambda folder, seed: asked.append((folder, seed)) or folder)
+    for package in (smolbridge, smolbridge.world):
+        monkeypatch.setattr(package, "folder", lambda: tmp_path)
+    commands = (["plan", "mine", "--problems", "7"], ["data", "build", "--folder", str(tmp_path), "--seed", "3"],
+                ["weights", "fetch"], ["plan"])  # fmt: skip
+    done = [CliRunner().invoke(cli.app, command) for command in commands]
+    assert [one.exit_code for one in done] == [0, 0, 0, 0], [one.output for one in done]
+    assert asked == [("mine", 7), (tmp_path, 3)] and "2 GB" in done[0].output
+    said = [" ".join(one.output.split()) for one in done]
+    assert f"MiniSQA is in {tmp_path}" in said[1] and f"smolbridge-world is in {tmp_path}" in said[2]
+    assert "smolvlm-256m" in said[3] and "in 16 bits" in said[3]
 
 
 def test_a_known_error_is_its_sentence_and_exit_code_2(monkeypatch, capsys):

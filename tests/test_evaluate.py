@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -272,10 +273,18 @@ def test_compare_pairs_by_id():
     result = compare(first, second)
     assert (result.only_first, result.only_second, result.difference) == (10, 4, 6.0)
     assert result.p_value == pytest.approx(0.17957, abs=1e-5)  # exact two-sided binomial test of 10 in 14
-    assert result.ci95[0] < 6 < result.ci95[1]
     assert compare(first, first).p_value == 1.0
     with pytest.raises(ScoreError, match="different problems"):
         compare(first, second[1:])
+
+
+def test_compare_gives_points_and_their_interval():
+    first = [Prediction(str(i), 0, i < 240) for i in range(400)]
+    second = [Prediction(str(i), 0, i < 200 or i >= 384) for i in range(400)]
+    result = compare(first, second)
+    assert result.difference == 6.0  # 40 alone against 16 alone, of 400
+    half = 1.96 * 100 * math.sqrt((0.1 + 0.04 - 0.06**2) / 400)
+    assert result.ci95 == (pytest.approx(6 - half, rel=0.1), pytest.approx(6 + half, rel=0.1))
 
 
 def test_predictions_survive_a_file(tmp_path):

@@ -12,12 +12,15 @@ from tinyvlm import picture
 
 from mmlora import experiment, load_vlm
 from mmlora.adapters.lora import AdapterError
+from mmlora.encoding.prompts import target_text
 from mmlora.evaluation.answering import evaluate
 from mmlora.experiment import Experiment
 from mmlora.problems.load import load_problems
 from mmlora.reporting.page import html_report
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
+from mmlora.training import checkpoint, log
+from mmlora.training.log import TrainingError
 
 COLOURS = ("red", "green", "blue", "olive")
 pytestmark = pytest.mark.filterwarnings("ignore:.*generations were cut")
@@ -220,7 +223,58 @@ def test_a_run_that_goes_on_counts_the_minutes_before(model, own_folder, tmp_pat
         pass
     again = Experiment(first.settings, tmp_path, resume=True)
     assert again.budget.to_dict()["align"] >= 10 and again.budget.elapsed() >= 10
-    assert begin(model, own_folder, tmp_path).budget.elapsed() < 1
+
+
+def test_a_folder_has_one_run_and_only_a_run_goes_on(model, own_folder, tmp_path):
+    begin(model, own_folder, tmp_path / "run").load_problems()
+    with pytest.raises(TrainingError, match="run has a run already; go on with it"):
+        begin(model, own_folder, tmp_path / "run")
+    with pytest.raises(TrainingError, match="there is no folder .*none; to go on with a run, name its folder"):
+        Experiment(Settings(model=model, data=own_folder), tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_breaks_off_is_no_base_for_baselines(model, own_folder, tmp_path, monkeypatch):
+    run = begin(model, own_folder, tmp_path)
+    for step in (run.load_problems, run.load_model, run.attach, run.cache):
+        step()
+
+    def broken(journal, record, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(log.Journal, "write", broken)
+        run.fit()
+    with pytest.raises(TrainingError, match="has learned already, and baselines come before; go on with this run in"):
+        run.baselines()
+    assert run.budget.spent["train"] > 0, "a part that broke off took its minutes too"
+    run.resume = True
+    run.fit()
+    assert run.budget.spent["train"] == pytest.approx(run.log.seconds / 60, abs=0.01), "counted once"
+    with pytest.raises(TrainingError, match="no baselines to compare with; go on with this run in a new Experiment"):
+        run.score()
+
+
+def test_what_the_settings_ask_for_is_what_is_trained(model, own_folder, tmp_path):
+    asked = {"rank": 3, "alpha": 5, "first_layer": 1, "targets": ("q_proj",), "seed": 7, "learning_rate": 1e-4,
+             "batch_size": 4, "format": "answer"}  # fmt: skip
+    run = begin(model, own_folder, tmp_path, **asked)
+    for step in (run.load_problems, run.load_model, run.attach, run.cache, run.fit):
+        step()
+    adapter, trained = run.model.peft_config["default"], checkpoint.newest(tmp_path).state["settings"]
+    assert (adapter.r, adapter.lora_alpha) == (3, 5) and run.taught[0].reply == target_text(run.train[0], "answer")
+    assert {
+        name.split(".lora_")[0].split("layers.")[-1] for name, p in run.model.named_parameters() if p.requires_grad
+    } == {"1.self_attn.q_proj"}
+    assert {name: trained[name] for name in ("seed", "learning_rate", "batch_size")} == {
+        name: asked[name] for name in ("seed", "learning_rate", "batch_size")
+    }
+
+
+def test_the_record_names_the_code_that_ran(model, own_folder, tmp_path, monkeypatch):
+    states = iter([{"commit": "before", "dirty": False}, {"commit": "after", "dirty": True}])
+    monkeypatch.setattr(experiment, "git_state", lambda: next(states))
+    assert begin(model, own_folder, tmp_path, method="likelihood").run().git["commit"] == "before"
 
 
 def test_an_adapter_is_no_base_to_begin_with(finished, own_folder, tmp_path):

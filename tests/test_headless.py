@@ -77,18 +77,25 @@ def test_there_must_be_something_to_resume(no_notebook, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_cell_that_fails_is_named_with_the_way_to_go_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "last, said",
+    [
+        ("raise ValueError('the disk is on fire.')", "with ValueError: the disk is on fire."),
+        ("import os\nos._exit(137)", "the run's kernel died, most likely because memory ran out"),
+    ],
+)
+def test_a_run_that_ends_early_says_why_and_the_way_to_go_on(tmp_path, monkeypatch, last, said):
     first = new_code_cell("CHANGES, OUT, RESUME = {}, None, False", metadata={"tags": ["parameters"]})
-    second = new_code_cell("print(CHANGES, OUT, RESUME)\nraise ValueError('the disk is on fire.')")
+    cells = [first, new_code_cell("print(CHANGES, OUT, RESUME)"), new_code_cell(last)]
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-    nbformat.write(new_notebook(cells=[first, second], metadata=kernel), tmp_path / NOTEBOOK)
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / NOTEBOOK)
     monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path)
-    folder = tmp_path / "run"
+    folder = tmp_path / "a run"
     with pytest.raises(RunError) as caught:
         run(Settings(minutes=2.5, seed=7), out=folder)
     message = str(caught.value)
-    assert "with ValueError: the disk is on fire." in message
-    assert message.endswith(f"mmlora run --minutes 2.5 --seed 7 --out {folder} --resume")
+    assert said in message
+    assert message.endswith(f"{sys.executable} -m mmlora run --minutes 2.5 --seed 7 --out '{folder}' --resume")
     printed = [
         o.text
         for c in nbformat.read(folder / NOTEBOOK, 4).cells
@@ -96,6 +103,10 @@ def test_a_cell_that_fails_is_named_with_the_way_to_go_on(tmp_path, monkeypatch)
         if o.output_type == "stream"
     ]
     assert printed == [f"{{'minutes': 2.5, 'seed': 7}} {folder} False\n"]
+    with pytest.raises(RunError):
+        run(Settings(minutes=2.5, seed=7), out=folder, resume=True)
+    again = nbformat.read(folder / NOTEBOOK, 4)
+    assert f"{folder} True" in "".join(o.get("text", "") for c in again.cells for o in c.get("outputs", ()))
 
 
 def test_without_the_notebooks_packages_it_says_what_to_install(tmp_path, monkeypatch):

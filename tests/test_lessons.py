@@ -151,8 +151,6 @@ def test_a_term_is_explained_where_it_first_stands(name):
 
 def test_students_copies_have_neither_outputs_nor_solutions(tmp_path):
     folder = tmp_path / "student"
-    folder.mkdir()
-    (folder / "old.ipynb").write_text("left over")
     written = student.copies(folder)
     assert [path.name for path in written] == [path.name for path in LESSONS] and set(folder.rglob("*.ipynb")) == set(
         written
@@ -169,6 +167,13 @@ def test_students_copies_have_neither_outputs_nor_solutions(tmp_path):
         assert student.LAST_RUN not in copy.cells[0].source and student.YOURS in copy.cells[0].source
 
 
+def test_copies_with_answers_in_them_are_left_alone(tmp_path):
+    (tmp_path / "00_start_here.ipynb").write_text("mine")
+    with pytest.raises(student.StudentError, match="is there already, perhaps with somebody's answers; rename it"):
+        student.copies(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_the_site_needs_nothing_but_itself(tmp_path):
     pages, outside = site.build(tmp_path / "site"), []
     names = {page.name for page in pages}
@@ -182,6 +187,9 @@ def test_the_site_needs_nothing_but_itself(tmp_path):
         }
         assert local <= names, local - names
         assert "<!--=" not in text
+        for link in re.findall(r'href="([^"]+\.html#[^"]+)"', text):
+            there, _, heading = link.partition("#")
+            assert f'id="{heading}"' in (tmp_path / "site" / there).read_text(encoding="utf-8"), link
         outside += re.findall(rf'href="{re.escape(colab.repository())}/blob/main/([^"#]+)', text)
     assert outside and [there for there in outside if not (NOTEBOOKS.parent / there).exists()] == []
     start = (tmp_path / "site" / "00_start_here.html").read_text(encoding="utf-8")

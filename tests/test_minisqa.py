@@ -190,6 +190,17 @@ def test_each_skill_reads_well(name):
             assert not problem.caption
 
 
+def test_the_key_is_true():
+    """Told from what the problem shows, not from the variable that wrote answer and solution alike."""
+    for problem in generate("train", 40, skills=["Identify magnets that attract or repel"]):
+        (one, two) = re.search(r"facing: (?:left|upper) (\w+), (?:right|lower) (\w+)\.", problem.caption).groups()
+        assert problem.answer_text == ("repel" if one == two else "attract"), problem.caption
+    for problem in generate("train", 40, skills=["Use guide words"]):
+        first, last = re.search(r"(\w+) - (\w+)", problem.question).groups()
+        between = [choice for choice in problem.choices if first < choice < last]
+        assert between == [problem.answer_text], problem.question
+
+
 def test_text_alone_is_at_chance_on_image_problems(image_problems):
     found = text_only(*image_problems)  # 4 points are 3.3 standard errors of 1,500 problems
     guess = max(found.majority, found.chance)

@@ -151,11 +151,12 @@ def test_a_notebook_is_under_a_megabyte(notebook):
 
 def test_the_tracked_tree_stays_small():
     """Six notebooks now, a dozen later; a clone over bad wifi must not take all morning."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=PACKAGE.parent, capture_output=True, text=True).stdout.split(
-        "\0"
-    )
-    files = [PACKAGE.parent / name for name in names if name]
-    assert sum(file.stat().st_size for file in files if file.is_file()) < 64e6
+    if not (PACKAGE.parent / ".git").exists():
+        pytest.skip("no history here, so nobody can tell what is tracked")
+    command = ["git", "ls-files", "-z"]
+    names = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout.split("\0")
+    files = [file for name in names if name and (file := PACKAGE.parent / name).is_file()]
+    assert len(files) > 100 and sum(file.stat().st_size for file in files) < 64e6
 
 
 # -- by running ----------------------------------------------------------------------------------------------------------
@@ -191,7 +192,9 @@ def test_the_run_leaves_a_complete_record(colab_run):
     folder, printed = colab_run.folder, colab_run.printed
     metrics = Metrics.load(folder / "metrics.json")
     assert all(metrics.minutes[part] > 0 for part in ("cache", "train", "score"))  # the data may be built already
-    assert metrics.minutes["total"] >= sum(metrics.minutes[part] for part in ("data", "cache", "train", "score")) - 0.1
+    parts = sum(minutes for part, minutes in metrics.minutes.items() if part != "total")
+    assert metrics.minutes["total"] == pytest.approx(parts, abs=0.05)
+    assert metrics.minutes["align"] > 0 and (folder / "align.json").is_file(), "it learns to see by itself"
     assert metrics.samples_seen > 0 and metrics.peak_memory_gb > 0 and metrics.trainable_parameters > 1e5
     assert metrics.n_test == metrics.accuracy["n"]["Avg"] == metrics.base["n"]["Avg"] == metrics.majority["n"]["Avg"]
     assert (

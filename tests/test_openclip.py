@@ -372,6 +372,15 @@ def test_the_projection_is_the_same_whenever_it_is_trained():
     assert all(torch.equal(one, other) for one, other in zip(*heads))
 
 
+def test_a_head_for_standardised_features_takes_them_as_they_are():
+    torch.manual_seed(0)
+    head, mean, spread = torch.nn.Linear(6, 4), torch.randn(6), torch.rand(6) + 0.5
+    features = torch.randn(3, 6)
+    wanted = head((features - mean) / spread).detach()
+    train._fold(head, mean, spread)
+    torch.testing.assert_close(head(features).detach(), wanted)
+
+
 def test_from_a_hub_the_same_line_loads_it(tiny, tmp_path):
     from safetensors.torch import save as as_bytes
 

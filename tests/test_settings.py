@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
-from mmlora import headless
+from mmlora import headless, settings
+from mmlora.adapters import towers
 from mmlora.cli import app
 from mmlora.settings import Settings, SettingsError
 
@@ -117,6 +119,15 @@ def test_the_command_line_gives_the_settings_back(changes, captured):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert mmlora == "mmlora" and captured == [(settings, {"out": None, "resume": False})]
+
+
+def test_the_command_line_goes_on_where_it_is_told_to(captured, tmp_path):
+    assert CliRunner().invoke(app, ["run", "--out", str(tmp_path), "--resume"]).exit_code == 0
+    assert captured == [(Settings(), {"out": tmp_path, "resume": True})]
+
+
+def test_settings_know_the_towers_that_there_are():
+    assert get_args(settings.Tower) == towers.TOWERS
 
 
 def test_the_command_line_refuses_what_python_refuses(captured):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load
 
 from mmlora.adapters import lora
 from mmlora.adapters.lora import AdapterError
@@ -439,6 +440,42 @@ def test_a_scale_is_begun_where_none_was_kept_and_left_where_none_is_needed(tmp_
     assert json.loads(newest(tmp_path).files["scaler.json"])["scale"] >= 2.0**16
     monkeypatch.undo()  # what `scaled` did
     assert goes_on(tmp_path, capsys).startswith("resumed from checkpoint-00000004")
+
+
+def test_what_an_interrupted_step_left_behind_is_not_learned(tmp_path):
+    clean, soiled = tiny.adapted(), tiny.adapted()
+    for parameter in soiled.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, math.nan)
+    for model, name in ((clean, "clean"), (soiled, "soiled")):
+        fit(model, tiny.Tokens(), QUICK, tmp_path / name)
+    assert all(torch.equal(one, other) for one, other in zip(clean.parameters(), soiled.parameters()))
+
+
+def test_a_gradient_is_clipped_to_the_norm_that_is_asked_for(tmp_path):
+    settings = replace(QUICK, steps=1, clip_norm=1e-3)
+    (record,) = fit(tiny.adapted(), tiny.Tokens(), settings, tmp_path).records
+    moments = load(newest(tmp_path).files["optimizer.safetensors"])
+    first = torch.stack([moment.norm() for name, moment in moments.items() if name.endswith("exp_avg")]).norm()
+    assert record["gradient_norm"] > 1e-2 and first == pytest.approx(0.1 * 1e-3, rel=1e-3)  # Adam's: a tenth is new
+
+
+def test_the_training_set_is_encoded_before_the_first_step_is_timed(tmp_path):
+    class Slow(tiny.Tokens):
+        encoded = 0
+
+        @property
+        def lengths(self):
+            Slow.encoded += 1
+            return self.known
+
+        @lengths.setter
+        def lengths(self, known):
+            self.known = known
+
+    asked = []
+    fit(tiny.adapted(), Slow(), QUICK, tmp_path, on_step=lambda record: asked.append(Slow.encoded))
+    assert asked[0] == asked[-1] == 1
 
 
 def test_nothing_to_train_and_nothing_to_train_on(tmp_path):

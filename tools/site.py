@@ -10,6 +10,7 @@ import re
 import shutil
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
+from urllib.parse import unquote
 
 import nbformat
 from latex2mathml.converter import convert
@@ -24,6 +25,7 @@ SITE = PACKAGE.parent / "site"
 DOCS = ("glossary", "workshop", "install", "data", "architecture", "recipe")
 PROMISE = re.compile(r"\*\*What you will learn\.\*\*\s*(.*?)(?:\n\n|$)", re.DOTALL)
 MATH = re.compile(r"(?<![\\$`\w])(\$\$?)(?!\s)([^$`]+?)(?<!\s)\1(?![\w$])", re.DOTALL)
+HEADING = re.compile(r'(<h[1-6][^>]* id="|class="anchor-link" href="#)([^"]*)"')
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 STYLE = """<style>
 body.jp-Notebook { max-width: 960px; margin: 0 auto; padding: 1em; }
@@ -73,11 +75,17 @@ def _page(name: str, notebook: NotebookNode, pages: set[str]) -> str:
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     body = re.sub(r"<script[^>]*\bsrc=.*?</script>", "", body, flags=re.DOTALL)
     body = re.sub(r'<script type="module">.*?</script>', "", body, flags=re.DOTALL)  # mermaid, from a network
+    body = HEADING.sub(lambda found: f'{found[1]}{_slug(found[2])}"', body)
     body = re.sub(r"formula(\d+)formula", lambda mark: formulas[int(mark[1])], body)
     links = [page for page in sorted(pages) if page[:2].isdigit() and not page.endswith("_solutions")]
     listed = " · ".join(f'<a href="{page}.html">{page[:2]}</a>' for page in links)
     body = body.replace("</head>", f"{STYLE}</head>", 1)
     return re.sub(r"(<body[^>]*>)", rf'\1<nav><a href="index.html">mmlora</a> · {listed}</nav>', body, count=1)
+
+
+def _slug(heading: str) -> str:
+    """A heading's name in links as the repository's pages have it, from the name that nbconvert gives it."""
+    return re.sub(r"[^\w-]", "", unquote(heading).lower())
 
 
 def _index(lessons: dict[str, NotebookNode], solved: dict[str, NotebookNode]) -> NotebookNode:

@@ -139,9 +139,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
         raise AdapterError(f"the adapter in {folder} is not what its configuration says: {problem}; fetch it again")
     set_peft_model_state_dict(adapted, tensors)
     setattr(base_model(adapted), BESIDE, [(own[name], own[name].detach().clone()) for name in beside])
-    with torch.no_grad():
-        for name, tensor in beside.items():
-            own[name].copy_(tensor)
+    for name, tensor in beside.items():
+        own[name].data = tensor.to(own[name].device)  # in the numbers that it was trained in
     return adapted.eval()
 
 

@@ -72,18 +72,18 @@ def detach(model: nn.Module) -> PreTrainedModel:
             setattr(base.get_submodule(parent), last, module.get_base_layer())
     if hasattr(base, "peft_config"):
         del base.peft_config
-    with torch.no_grad():
-        for parameter, own in base.__dict__.pop(BESIDE, ()):
-            parameter.copy_(own)
+    for parameter, own in base.__dict__.pop(BESIDE, ()):
+        parameter.data = own  # in its own numbers
     return base
 
 
 def merge(model: PeftModel) -> PreTrainedModel:
     """The base with the adapter's product added to its weights, in place: faster, and from now on another base.
 
-    An adapter that was trained on the old one is refused.
+    An adapter that was trained on the old one is refused. What was trained beside the adapter stays, too.
     """
     merged = model.merge_and_unload()
+    merged.__dict__.pop(BESIDE, None)
     unmark(merged)
     return merged
 

@@ -22,7 +22,7 @@ class TowerError(MMLoraError):
 Tower = Literal["vision", "connector", "language"]
 TOWERS: tuple[Tower, ...] = ("vision", "connector", "language")
 _CONNECTOR = re.compile(r"connector|bridge|projector|merger|aligner|resampler|qformer|(image|vision|language)_proj")
-_VISION = re.compile(r"vision|visual|image_(encoder|tower)|vit")
+_VISION = re.compile(r"vision|visual|image_(encoder|tower)|vit|namer")
 
 
 def tower_of(name: str) -> Tower:

@@ -1,9 +1,4 @@
-"""From a problem to tokens: the prompt, the target text, and labels that cover the target only.
-
-ScienceQA names its formats by what goes in and what comes out: question, context and multiple options; the answer, the
-lecture and the explanation (the solution). Our own formats say the answer as text, which a small model learns sooner;
-those called QCM-… say its letter as the official code does (Lu et al. 2022, arXiv 2209.09513).
-"""
+"""From what a model said to the choice that it named, or None: our own rule, ScienceQA's official one, lmms-eval's."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmlora import guests
+from mmlora.errors import MMLoraError
 from mmlora.files import write_whole
 from mmlora.models import base as bases
 from mmlora.models import processes
@@ -28,8 +29,12 @@ Captioned = tuple[Image.Image, str]
 Learn = Callable[
     [VLM, Sequence[Captioned], Iterable[Captioned], float, Path, int], tuple[dict[str, torch.Tensor], dict]
 ]
-FILE = "connector.safetensors"
+FILE, RECORD = "connector.safetensors", "align.json"
 ALIGNED = "mmlora_connector"  # a base's attribute: the tensors that it adopted
+
+
+class ConnectorError(MMLoraError):
+    """A connector that is another's; the message says whose and what to do."""
 
 
 def own_way(vlm: VLM) -> Any:
@@ -50,7 +55,8 @@ def aligned(
     """The model with a connector that learned to read these pictures; kept in `folder` and used again.
 
     In its own way, or `otherwise`, which takes all processes. `align.json` in the folder says how it learned. Without a
-    caption it stays as it is, and that is printed; what was aligned before stands.
+    caption it stays as it is, and that is printed; what was aligned before stands. Raises `ConnectorError` where `folder` has
+    one that another base or seed learned.
     """
     if hasattr(base_model(vlm.model), ALIGNED):
         return vlm
@@ -58,14 +64,27 @@ def aligned(
         print("no picture has a caption, so the connector stays as it is")
         return vlm
     package, found = own_way(vlm), processes.said((folder / FILE).is_file())
-    if not found and (package is None or processes.first()):
+    mine = {"base": vlm.base.weights, "seed": seed}
+    if found:
+        _check(folder, mine)
+    elif package is None or processes.first():
         learn = otherwise if package is None else package.learn_to_read
         tensors, record = learn(vlm, captioned, further, minutes, folder, seed)
         if processes.first():
-            write_whole(folder / "align.json", json.dumps(record, indent=1) + "\n")
+            write_whole(folder / RECORD, json.dumps(mine | record, indent=1) + "\n")
             save_file(tensors, folder / FILE)
     processes.wait()
     return kept(vlm, folder)
+
+
+def _check(folder: Path, mine: dict[str, Any]) -> None:
+    """Raise `ConnectorError` where the folder's record says that its connector was learned otherwise."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
+    for name, value in mine.items():
+        if record.get(name, value) != value:
+            raise ConnectorError(
+                f"{folder / FILE} was aligned with {name} {record[name]}, not {value}; give the same or choose another folder"
+            )
 
 
 def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:
@@ -74,6 +93,8 @@ def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:
     if package:
         vlm = package.adopt(vlm, tensors)
     else:
+        if foreign := tensors.keys() - dict(model.named_parameters()).keys():
+            raise ConnectorError(f"this connector is another model's: {vlm.name} has no {min(foreign)}")
         model.load_state_dict(tensors, strict=False)  # these and no others
     digest = sha256(base.weights.encode())
     for name in sorted(tensors):

@@ -46,6 +46,11 @@ def precision() -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device().type == "mps":
         return "no"  # halves were never tried there
+    return _on_processor()
+
+
+@lru_cache(maxsize=1)
+def _on_processor() -> str:
     return "bf16" if _seconds(torch.bfloat16) < 0.7 * _seconds(torch.float32) else "no"
 
 
@@ -117,7 +122,10 @@ def nf4_settings() -> BitsAndBytesConfig:
 
 def mixed(device: torch.device) -> torch.autocast:
     """The context in which this machine's matrix products are fast; it changes nothing where they are in float32."""
-    return torch.autocast(device.type, DTYPES[precision()], enabled=precision() != "no")
+    numbers = precision()
+    if numbers != "no" and device.type == "cpu" and torch.cuda.is_available():
+        numbers = _on_processor()  # a card's numbers say nothing of the processor beside it
+    return torch.autocast(device.type, DTYPES[numbers], enabled=numbers != "no")
 
 
 def attention(device: torch.device) -> AbstractContextManager:

@@ -57,6 +57,14 @@ def load_problems(
     return problems
 
 
+def load_transfer(data: str | Path, limit: int, missing_images: MissingImages = "error") -> list[Problem]:
+    """Problems of skills that are never trained, where the data has such a split; else none."""
+    try:
+        return load_problems(data, "transfer", limit, missing_images=missing_images)
+    except NoSplit:
+        return []
+
+
 def licence(data: str | Path, problems: Sequence[Problem]) -> str:
     """The licence of these problems by the hub's name for it; "other" where nobody said."""
     if isinstance(data, str) and (guest := guests.guest("problems", data)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from mmlora.evaluation import controls
 from mmlora.evaluation.scores import Scores, Share
 from mmlora.problems.record import CATEGORIES, Problem
 from mmlora.reporting.explanations import KINDS
@@ -117,11 +118,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def chance_by_column(problems: Sequence[Problem]) -> dict[str, float]:
     """What blind guessing gives in each of ScienceQA's columns, in percent; a column without problems is left out."""
-    guesses = defaultdict(list)
-    for problem in problems:
-        for column in problem.categories:
-            guesses[column].append(100 / len(problem.choices))
-    return {column: float(np.mean(guesses[column])) for column in CATEGORIES if column in guesses}
+    guesses = controls.chance(problems)
+    return {column: guesses[column] for column in CATEGORIES if guesses[column] is not None}
 
 
 def category_bars(scores: Mapping[str, Scores], chance: Mapping[str, float] | None = None) -> Figure:

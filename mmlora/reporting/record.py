@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mmlora.errors import MMLoraError
@@ -56,7 +56,7 @@ class Metrics:
     peak_memory_gb: float = field(default_factory=peak_memory_gb)
     versions: dict = field(default_factory=versions)
     machine: dict = field(default_factory=machine)
-    date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     git: dict = field(default_factory=git_state)
 
     def __post_init__(self):

@@ -36,11 +36,16 @@ def learn_to_read(
     model = base_model(vlm.model)
     own = model.dtype
     connector = learning_connector(model)
+    published = {name: parameter.detach().to(own, copy=True) for name, parameter in connector.items()}
     lessons = [Conversation(f"caption {i}", ASKED, (image,), text) for i, (image, text) in enumerate(captioned)]
     try:
         with TemporaryDirectory(dir=work) as folder:
             settings = TrainSettings(minutes=minutes, learning_rate=RATE, seed=seed)
             log = fit(model, Samples(vlm, lessons), settings, folder)
+    except BaseException:  # half-learned it would pass for the published one
+        for name, parameter in connector.items():
+            parameter.data = published[name]
+        raise
     finally:
         for parameter in connector.values():
             parameter.requires_grad_(False)

@@ -64,7 +64,7 @@ def fit(
                 record = run.step()
             if on_step:  # outside: it may copy the model, or switch its adapter off
                 on_step(record)
-        run.save()
+        run.save(then="training is over, and its last steps are in no checkpoint")
     finally:
         run.close()
     return TrainLog(run.journal.records, run.place.samples, run.clock.seconds(), run.clock.before)
@@ -116,9 +116,11 @@ class _Run:
         processes.share_start(self.parameters)
         set_seed(self.settings.seed, device_specific=True)  # each process drops other units
         training_mode(self.model)
+        self.optimizer.zero_grad(set_to_none=True)  # an interrupted training may have left half a step's
         if found:
             self.resume_from(found)
         else:
+            self.order = self.epoch_order()  # before the first step, whose time says how long the others take
             self.save(must=True)  # a disk that is full should say so before an hour is spent
             self.journal.open([])
 
@@ -170,9 +172,8 @@ class _Run:
 
     def next_batch(self) -> list[int]:
         place = self.place
-        if not self.order or place.position == len(self.order):
-            if self.order:
-                place.epoch, place.position = place.epoch + 1, 0
+        if place.position == len(self.order):
+            place.epoch, place.position = place.epoch + 1, 0
             self.order = self.epoch_order()
         place.position += 1
         return self.order[place.position - 1]
@@ -262,8 +263,8 @@ class _Run:
     def names(self, batch: Sequence[int]) -> str:
         return ", ".join(str(self.data.ids[i]) for i in batch[:8]) + (" and more" if len(batch) > 8 else "")
 
-    def save(self, must: bool = False):
-        """Write a checkpoint unless this step has one. A failure is said and survived, unless `must`."""
+    def save(self, must: bool = False, then: str = "training goes on"):
+        """Write a checkpoint unless this step has one. A failure is said, and what comes `then`, unless it `must` be."""
         if self.saved_step == self.place.step:
             return
         began = self.clock.seconds()
@@ -277,7 +278,7 @@ class _Run:
         except checkpoint.CheckpointError as error:
             if must:
                 raise
-            self.journal.say(f"{error}; training goes on")
+            self.journal.say(f"{error}; {then}")
         self.saved_step = processes.said(written)
         self.saved_at = self.clock.seconds()
         self.clock.save_seconds = self.saved_at - began

@@ -34,6 +34,7 @@ class TrainLog:
 
     @property
     def samples_per_second(self) -> float:
+        """Over the whole training, checkpoints and probes included: what a budget of minutes is worth."""
         return self.samples_seen / self.seconds if self.seconds else 0.0
 
 

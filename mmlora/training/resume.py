@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
@@ -15,6 +16,7 @@ from mmlora.models.precision import products
 from mmlora.models.vlm import base_model
 from mmlora.training import checkpoint
 from mmlora.training.checkpoint import Checkpoint, CheckpointError
+from mmlora.training.log import TrainingError
 from mmlora.training.settings import TrainingSet, TrainSettings
 
 #: A budget is measured anew, a save changes nothing that is learned, and fused layers are the plain ones in other steps.
@@ -64,6 +66,29 @@ def check(found: Checkpoint, mine: dict) -> str:
     return (
         f"; {', '.join(changed)}: the end will differ in its last digits from an uninterrupted run" if changed else ""
     )
+
+
+def claim(folder: Path, resume: bool) -> Path:
+    """Where a run in `folder`, made if need be, keeps its minutes; raises `TrainingError` unless it is new, or goes on."""
+    minutes = folder / "minutes.json"
+    if processes.first():
+        if resume and not folder.is_dir():
+            raise TrainingError(f"there is no folder {folder}; to go on with a run, name its folder (OUT in 04)")
+        if minutes.is_file() and not resume:
+            raise TrainingError(f"{folder} has a run already; go on with it (RESUME in 04), or take another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    processes.wait()
+    return minutes
+
+
+def put_aside(folder: Path) -> None:
+    """Make room in `folder` for a training that begins anew: the earlier one's checkpoints and log go into a folder of their own."""
+    earlier = folder / f"training-{1 + len(list(folder.glob('training-*')))}"
+    earlier.mkdir()
+    for path in [*folder.glob("checkpoint-*"), folder / LOG]:
+        if path.exists():
+            path.rename(earlier / path.name)
+    print(f"training begins anew with a fresh adapter; the earlier one is kept in {earlier}")
 
 
 def _of(number: int, name: str) -> str:
