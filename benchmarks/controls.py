@@ -97,12 +97,14 @@ def main(
         for way, pair in ways.items()
     }
     target = RESULTS / "controls" / f"{name}.json"
-    kept = json.loads(target.read_text(encoding="utf-8")) if text and target.is_file() else {}
+    kept = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+    if kept.get("date_of_run", run.date) != run.date:  # of an earlier run of this name
+        kept = {}
+    now = {"clip": clip, **machine.circumstances(state)}
     record = {
+        **(now | kept if text else kept | now),
         "run": name,
-        "clip": clip,
-        **machine.circumstances(state),
-        **kept,
+        "date_of_run": run.date,
         "controls": {**kept.get("controls", {}), **found},
         "examples": {**kept.get("examples", {}), **examples},
     }

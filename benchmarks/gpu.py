@@ -136,6 +136,7 @@ def measure(folder: Path, work: Path, sizes: Sizes) -> dict:
     samples = Samples(
         vlm, [taught(problem, "explanation_answer") for problem in minisqa.generate("train", sizes.train)]
     )
+    assert samples.lengths  # encoded now, so that neither training pays for it
     cached = PrefixCache.build(model, samples, work / "cache")
     settings = TrainSettings(steps=sizes.steps, checkpoint_minutes=0.2)
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -157,6 +158,7 @@ def measure(folder: Path, work: Path, sizes: Sizes) -> dict:
         fit(model, cached, settings, work / "resumed", on_step=interrupt)
     except Interrupted:
         resumed = fit(model, cached, settings, work / "resumed", resume=True)
+    peak = metrics.peak_memory_gb()  # of training
     answers = {
         method: evaluate(trained, list(minisqa.generate("test", sizes.test)), method, max_new_tokens=64)
         for method in ("likelihood", "letter", "generate")
@@ -181,16 +183,15 @@ def measure(folder: Path, work: Path, sizes: Sizes) -> dict:
         "skipped_steps": sum(record["gradient_norm"] is None for record in whole.records),
         "answered": {method: len(found) for method, found in answers.items()},
         "logits_apart": {"loaded": apart(ours, loaded), "merged": apart(ours, merged)},
-        "peak_memory_gb": metrics.peak_memory_gb(),
+        "peak_memory_gb": peak,
         "settings": {**asdict(sizes), **asdict(settings)},
-        **metrics.circumstances(),
     }
 
 
-def record():
+def record(git: dict):
     """Measure in the precision that MMLORA_PRECISION names, and write the file."""
     with tempfile.TemporaryDirectory() as work:
-        found = measure(random_model(Path(work) / "model"), Path(work), Sizes())
+        found = measure(random_model(Path(work) / "model"), Path(work), Sizes()) | metrics.circumstances(git)
     card = found["machine"]["gpu"].replace(" ", "_")
     target = RESULTS / "gpu" / f"{card}-{found['machine']['precision']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -201,12 +202,14 @@ def record():
 def main():
     if not torch.cuda.is_available():
         sys.exit("this measures a card, and torch finds none here")
+    state = json.dumps(metrics.git_state())  # before the first record changes it
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     for name in (
         ("bfloat16", "float16") if native else ("float16",)
     ):  # in processes: accelerate keeps one precision in each
-        subprocess.run([sys.executable, __file__, "record"], env={**os.environ, "MMLORA_PRECISION": name}, check=True)
+        command = [sys.executable, __file__, "record", state]
+        subprocess.run(command, env={**os.environ, "MMLORA_PRECISION": name}, check=True)
 
 
 if __name__ == "__main__":
-    record() if sys.argv[1:] == ["record"] else main()
+    record(json.loads(sys.argv[2])) if sys.argv[1:2] == ["record"] else main()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -31,10 +30,12 @@ TURNS, STEPS = 7, 4
 
 
 def main():
+    state = metrics.git_state()
     vlm = load_vlm("smolbridge")
     model = attach(vlm.model, layers=range(FIRST_LAYER, 30)).train()
     samples = Samples(vlm, [taught(problem, "explanation_answer") for problem in minisqa.generate("train", PROBLEMS)])
-    source = PrefixCache.build(model, samples, Path(tempfile.mkdtemp()) / "cache")
+    folder = tempfile.TemporaryDirectory()
+    source = PrefixCache.build(model, samples, Path(folder.name) / "cache")
     chosen = batches(source.lengths, BATCH, seed=0, epoch=0)[:STEPS]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
 
@@ -52,16 +53,15 @@ def main():
         1:
     ]  # the first one warms up
     ratios = [half / full for half, full in pairs]
-    machine = metrics.machine()
+    circumstances = metrics.circumstances(state)
+    machine = circumstances["machine"]
     record = {
         "bfloat16": round(median(h for h, _ in pairs), 2),
         "float32": round(median(f for _, f in pairs), 2),
         "ratio": round(median(ratios), 2),
         "ratio_spread": [round(min(ratios), 2), round(max(ratios), 2)],
         "settings": {"batch": BATCH, "problems": PROBLEMS, "first_layer": FIRST_LAYER, "turns": TURNS, "steps": STEPS},
-        "machine": machine,
-        "versions": metrics.versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **circumstances,
     }
     target = RESULTS / "precision" / f"{machine['cpu'].replace(' ', '_')}-{machine['cores']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.prefix import PrefixCache
 from mmlora.encoding.samples import Samples
 from mmlora.models import processes
+from mmlora.models.precision import products
 from mmlora.models.vlm import VLM, decoder_layers
 from mmlora.paths import RESULTS
 from mmlora.reporting import machine
@@ -119,7 +120,7 @@ def in_its_own_process(point: Point) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *(many if point.processes > 1 else ()), __file__, "--folder", folder]
         command += ["--point", json.dumps(asdict(point))]
-        env = {**os.environ, "OMP_NUM_THREADS": str(point.cores)}
+        env = {**os.environ, "OMP_NUM_THREADS": str(point.cores), "MMLORA_PRECISION": products()}
         done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{point} failed:\n{done.stderr[-3000:]}")
@@ -157,7 +158,11 @@ def main(
         processes.leave()
         return
     state, known = machine.git_state(), {}
-    record: dict = {"model": "smolbridge", "settings": {"batch": BATCH, "steps": STEPS, "warm": WARM}, "sweeps": {}}
+    record: dict = {
+        "model": "smolbridge",
+        "settings": {"batch": BATCH, "steps": STEPS, "warm": WARM, "problems": problems},
+        "sweeps": {},
+    }
     for name in ["rank", *(n for n in sweeps.split(",") if n != "rank")]:  # the base is one of the ranks
         points = SWEEPS[name] if name == "problems" else [replace(p, problems=problems) for p in SWEEPS[name]]
         for each in points:

@@ -1,7 +1,7 @@
 """Is the recorded hour its seed's luck? The same hour again with another seed, and once on problems drawn anew.
 
     python benchmarks/seeds.py 1                  # an hour; writes results/seeds/one_hour_smolbridge-1.json
-    python benchmarks/seeds.py 2 --data-seed 1    # all splits of MiniSQA are drawn with that seed, before the hour begins
+    python benchmarks/seeds.py 2 --data-seed 1    # all splits of MiniSQA are drawn with that seed, before the hour begins; …-2-data-1.json
 
 The run's seed decides the order of the samples, the adapter's start and what the connector reads first; the data's seed all problems
 and pictures. Beside the record, NAME.jsonl says which problems were solved, so that hours on the same problems are compared one by one.
@@ -9,6 +9,8 @@ and pictures. Beside the record, NAME.jsonl says which problems were solved, so 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +24,7 @@ from mmlora.minisqa.dataset import build
 from mmlora.paths import RESULTS
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
+from mmlora.training.probe import Probe
 
 NAME = "one_hour_smolbridge"
 
@@ -34,9 +37,18 @@ class DrawnAnew(Experiment):
         self.problems = problems
 
     def load_problems(self) -> None:
+        with self.drawn():
+            super().load_problems()
+
+    def _probe(self) -> Probe | None:
+        with self.drawn():
+            return super()._probe()
+
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
         settings = self.settings
         self.settings = replace(settings, data=self.problems)
-        super().load_problems()
+        yield
         self.settings = settings
 
 
@@ -46,7 +58,7 @@ def main(
 ):
     """Run the recorded hour's settings with other seeds and write the record."""
     settings = replace(Settings.of(Metrics.load(RESULTS / f"{NAME}.json").settings), seed=seed)
-    target = RESULTS / "seeds" / f"{NAME}-{seed}.json"
+    target = RESULTS / "seeds" / f"{NAME}-{seed}{f'-data-{data_seed}' if data_seed else ''}.json"
     with TemporaryDirectory(prefix="seeds-") as folder:
         problems = str(build(Path(folder) / "minisqa", seed=data_seed)) if data_seed else settings.data
         run = DrawnAnew(settings, Path(folder) / "run", problems)

@@ -296,10 +296,12 @@ def main(
                 print(
                     chosen, turn + 1, {n: round(f["samples_per_second"], 2) for n, f in taken[-1].items()}, flush=True
                 )
+            circumstances = metrics.circumstances(state)
+            circumstances["machine"]["precision"] = chosen  # the contenders', which this process does not share
             record[chosen] = summary(taken, sizes) | {
                 "settings": {**asdict(sizes), "turns": turns, "contenders": only},
                 "peers": {name: version(name) for name in ("trl",) if find_spec(name)},
-                **metrics.circumstances(state),
+                **circumstances,
             }
             target.write_text(json.dumps(record, indent=1) + "\n")
     print(f"-> {target}")

@@ -71,9 +71,9 @@ class Exam:
 class ByTheClock(TrainerCallback):
     """Our schedule and our moments for a Trainer."""
 
-    def __init__(self, exam: Exam, model: nn.Module, settings: TrainSettings, moments: list[float]):
+    def __init__(self, exam: Exam, model: nn.Module, settings: TrainSettings, moments: list[float], whole: int):
         self.exam, self.model, self.settings, self.moments = exam, model, settings, moments
-        self.samples = 0
+        self.whole, self.samples = whole, 0  # samples of an epoch, and seen
 
     def share(self) -> float:
         return (self.exam.minutes() + self.exam.asking / 60) / (self.settings.minutes or 1)
@@ -82,8 +82,9 @@ class ByTheClock(TrainerCallback):
         for group in optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * schedule(self.share(), self.settings.warmup_share)
 
-    def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
-        self.samples += self.settings.batch_size
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        epochs, steps = divmod(state.global_step, -(-self.whole // self.settings.batch_size))
+        self.samples = epochs * self.whole + steps * self.settings.batch_size
         if self.moments and self.share() >= self.moments[0]:
             self.moments = [moment for moment in self.moments if moment > self.share()]
             self.exam.ask(self.model)
@@ -94,7 +95,7 @@ class ByTheClock(TrainerCallback):
 def by_trainer(exam: Exam, samples: Samples, settings: TrainSettings, moments: list[float], folder: Path) -> int:
     """(a) Samples seen."""
     model = attach(exam.vlm.model, layers=range(len(decoder_layers(exam.vlm.model))), seed=settings.seed)
-    clock = ByTheClock(exam, model, settings, moments)
+    clock = ByTheClock(exam, model, settings, moments, len(samples))
     untimed = {
         "max_steps": 10**6,
         "lr_scheduler_type": "constant",

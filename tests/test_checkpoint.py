@@ -203,6 +203,7 @@ def test_training_survives_a_full_disk(monkeypatch, tmp_path, capsys):
         f"the checkpoint of step 3 cannot be written to {tmp_path} (No space left on device); "
         "the newest one is still checkpoint-00000002; free some space; training goes on"
     ) in said
+    assert "free some space; training is over, and its last steps are in no checkpoint" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-00000001", "checkpoint-00000002", "log.jsonl"]
     monkeypatch.undo()
     fit(tiny.adapted(), tiny.Tokens(), replace(tiny.SETTINGS, steps=4), tmp_path, resume=True)

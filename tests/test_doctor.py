@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -27,6 +29,8 @@ def offline(monkeypatch, tmp_path):
 @pytest.fixture
 def connector(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(doctor, "CACHE_GB", 0)  # the disk that tests run on may be full
+    monkeypatch.setattr(doctor, "RUNS_GB", 0)
     for name in ("smolbridge", "smolbridge-world"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "connector.safetensors").touch()
@@ -95,6 +99,20 @@ def test_what_never_answers_is_left_behind():
 def test_packages_that_are_missing_or_too_old(requirement, words):
     finding = doctor.package(requirement)
     assert finding.state == "missing" and words in finding.text
+
+
+def test_what_minisqa_needs_may_be_missing_too(offline):
+    """In a process of its own, where none of it was imported before."""
+    code = "import sys; sys.modules['pyarrow'] = None; from mmlora import doctor; print(doctor.minisqa())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("missing  MiniSQA") and "without pyarrow; see above" in done.stdout, done.stderr
+
+
+def test_windows_is_told_of_the_runtime_that_torch_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "pip install -U torch" in doctor.torch_device().text and "vc_redist" not in doctor.torch_device().text
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "vc_redist.x64.exe; if that does not help, run" in doctor.torch_device().text
 
 
 def test_a_full_or_locked_disk_is_missing(monkeypatch, tmp_path):

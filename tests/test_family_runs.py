@@ -98,7 +98,7 @@ def test_the_cells_of_the_hour_run_again(saved, own_folder, tmp_path, capsys):
 
 
 def test_an_interrupted_run_goes_on(saved, own_folder, tmp_path, monkeypatch, capsys):
-    settings = Settings(model=saved("smolvlm"), data=own_folder, minutes=0.1)
+    settings = Settings(model=saved("smolvlm"), data=own_folder, steps=6)
 
     def closed(journal, record, *_):
         if record["step"] == 3:

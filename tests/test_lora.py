@@ -323,6 +323,27 @@ def test_what_was_loaded_beside_an_adapter_goes_where_it_goes(fresh, tmp_path):
     assert torch.equal(picture_logits(lora.detach(loaded)), picture_logits(fresh()))
 
 
+def test_what_was_trained_beside_keeps_its_numbers_between_halves(fresh, tmp_path):
+    model = fresh().to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if towers.tower_of(name) == "connector":
+            parameter.data = parameter.data.float()
+    trained = with_connector(model)
+    folder = files.save_adapter(trained, tmp_path / "adapter", {})
+    loaded = files.load_adapter(fresh().to(torch.bfloat16), folder).get_base_model()
+    for name, parameter in trained.get_base_model().named_parameters():
+        if towers.tower_of(name) == "connector":
+            assert torch.equal(loaded.get_parameter(name), parameter) and parameter.dtype == torch.float32, name
+    assert {parameter.dtype for parameter in lora.detach(loaded).parameters()} == {torch.bfloat16}
+
+
+def test_what_was_trained_beside_stays_in_a_merged_model(fresh, tmp_path):
+    loaded = files.load_adapter(fresh(), files.save_adapter(with_connector(fresh()), tmp_path / "adapter", {}))
+    merged = lora.merge(loaded)
+    whole = picture_logits(merged)
+    assert torch.equal(picture_logits(lora.detach(merged)), whole)
+
+
 @pytest.mark.parametrize(
     "change, sentence",
     [

@@ -17,11 +17,15 @@ def choose(monkeypatch):
         monkeypatch.delenv("MMLORA_PRECISION", raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(precision, "_seconds", {torch.bfloat16: half, torch.float32: full}.__getitem__)
-        precision.precision.cache_clear()
+        forget()
         return precision.precision()
 
+    def forget():
+        precision.precision.cache_clear()
+        precision._on_processor.cache_clear()
+
     yield chosen
-    precision.precision.cache_clear()
+    forget()
 
 
 def test_a_processor_without_bfloat16_keeps_float32(choose):
@@ -35,6 +39,15 @@ def test_a_processor_with_bfloat16_uses_it_in_products_only(choose):
     with precision.mixed(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
         assert (torch.ones(2, 2) + torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("half, dtype", [(0.2, torch.bfloat16), (1.0, torch.float32)])
+def test_beside_a_card_the_processor_multiplies_its_own_numbers(choose, monkeypatch, half, dtype):
+    choose(half, 0.5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(precision, "precision", lambda: "fp16")  # an older card's
+    with precision.mixed(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_the_environment_turns_it_off(choose, monkeypatch):

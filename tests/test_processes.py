@@ -32,7 +32,9 @@ def launch(name: str, folder: Path, count: int = 2, **env: str) -> subprocess.Co
                str(TESTS / "together.py"), name, str(folder)]  # fmt: skip
     paths = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
     env = {**os.environ, "PYTHONPATH": paths, **env}
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=300
+    )  # one that waits for ever fails
 
 
 def together_do(name: str, folder: Path, count: int = 2, **env: str) -> tuple:

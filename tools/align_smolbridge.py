@@ -22,6 +22,7 @@ from mmlora import minisqa
 from mmlora.minisqa.dataset import version
 from mmlora.models.vlm import load_base
 from mmlora.paths import RUNS, WEIGHTS
+from mmlora.reporting import machine
 from mmlora.smolbridge.align import ReadSettings, fitting, look, read, say, spell
 from mmlora.smolbridge.assemble import assembled
 
@@ -64,7 +65,7 @@ def align(
     work: Path = RUNS / "align",
 ):
     """Align the connector on captions of drawn pictures; connector.safetensors and align.json go to `out`."""
-    settings = ReadSettings()
+    state, settings = machine.git_state(), ReadSettings()
     vlm = load_base(assembled(connector=None))
     seen, captions, skills = drawn(vlm, pictures, seed, work / f"pictures-{seed}-{pictures}-{version()}")
     words, spelled = spell(vlm.processor.tokenizer, captions)
@@ -82,6 +83,7 @@ def align(
         "visual_tokens": spelled.shape[1],
         "dictionary": len(words),
         **asdict(settings),
+        **machine.circumstances(state),
     }
     (out / "align.json").write_text(json.dumps({**facts, "log": log, "captions_read_right": right}, indent=1) + "\n")
 

@@ -137,7 +137,7 @@ def execute(name: str, state: dict, parameters: str | None = None) -> dict[Path,
         f"import json\nfrom dataclasses import asdict\nprint(json.dumps({FIGURES.get(name, '{}')}))"
     )
     seconds = _run(joined(lesson, solutions), len(lesson.cells), taken)
-    found = json.loads("".join(output.text for output in taken.outputs if output.output_type == "stream"))
+    found = json.loads("".join(output.text for output in taken.outputs if output.get("name") == "stdout"))
     tagged.source = own
     record = {
         "notebook": name,

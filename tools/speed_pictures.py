@@ -120,7 +120,7 @@ def scaling_tables(record: Mapping) -> str:
         for name in SCALED
         for found in sweeps.get(name, ())
     ]
-    many = {n["value"]: ({k: n["value"] * n[k] for k in ("cache_seconds", "step_seconds")}, "measured")
+    many = {n["value"]: ({k: n["value"] * n[k] for k in ("cache_seconds", "step_seconds")}, "cache measured, steps from a few")
             for n in sweeps.get("problems", ())}  # fmt: skip
     many |= {int(n): (costs, "on paper") for n, costs in paper["problems"].items()}
     minutes = [
