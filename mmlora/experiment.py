@@ -189,7 +189,7 @@ class Experiment:
             self.attach()
         chosen = self.settings
         minutes = chosen.train_minutes
-        if self.resume:  # the checkpoints know what was spent on it
+        if self.resume or self.log is not None:  # the checkpoints know what was spent on it, or it was put aside
             self.budget.spent.pop("train", None)
         if minutes is None and chosen.steps is None:
             minutes = self.budget.training_minutes(self.reserve() if self.reserved is None else self.reserved)

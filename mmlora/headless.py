@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -73,11 +74,9 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
 
 
 def _the_way_on(settings: Settings, executed: Path) -> str:
-    out = shlex.join(["--out", str(executed.parent)])
-    return (
-        f"The notebook so far is {executed}; when the cause is mended, go on with: "
-        f"{shlex.quote(sys.executable)} -m {settings.command()} {out} --resume"
-    )
+    quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    command = quoted(["python", "-m", *shlex.split(settings.command()), "--out", str(executed.parent), "--resume"])
+    return f"The notebook so far is {executed}; when the cause is mended, go on with: {command}"
 
 
 def _together(settings: Settings, out: Path | str | None, resume: bool) -> Path:

@@ -54,9 +54,7 @@ class Settings:
         "error", "What", "Read problems whose picture is missing as text, or stop."
     )
 
-    minutes: float = _setting(
-        60, "How long", "Wall-clock budget for everything: data, alignment, cache, training, scoring."
-    )
+    minutes: float = _setting(60, "How long", "Minutes of work in all: data, alignment, cache, training, scoring.")
     train_minutes: float | None = _setting(
         None, "How long", "Minutes of training alone, to compare rivals at equal time."
     )

@@ -256,7 +256,7 @@ def test_what_breaks_off_is_no_base_for_baselines(model, own_folder, tmp_path, m
 
 
 def test_what_the_settings_ask_for_is_what_is_trained(model, own_folder, tmp_path):
-    asked = {"rank": 3, "alpha": 5, "first_layer": 1, "targets": ("q_proj",), "seed": 7, "learning_rate": 1e-4,
+    asked = {"rank": 3, "alpha": 5, "first_layer": 3, "targets": ("q_proj",), "seed": 7, "learning_rate": 1e-4,
              "batch_size": 4, "format": "answer"}  # fmt: skip
     run = begin(model, own_folder, tmp_path, **asked)
     for step in (run.load_problems, run.load_model, run.attach, run.cache, run.fit):
@@ -265,7 +265,7 @@ def test_what_the_settings_ask_for_is_what_is_trained(model, own_folder, tmp_pat
     assert (adapter.r, adapter.lora_alpha) == (3, 5) and run.taught[0].reply == target_text(run.train[0], "answer")
     assert {
         name.split(".lora_")[0].split("layers.")[-1] for name, p in run.model.named_parameters() if p.requires_grad
-    } == {"1.self_attn.q_proj"}
+    } == {"3.self_attn.q_proj"}
     assert {name: trained[name] for name in ("seed", "learning_rate", "batch_size")} == {
         name: asked[name] for name in ("seed", "learning_rate", "batch_size")
     }

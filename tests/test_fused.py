@@ -280,7 +280,7 @@ def test_a_layer_that_computes_something_else_is_found_out(tiny_vlm, capsys):
     assert "its states differ by" in sentence(model, Samples(tiny_vlm, LESSONS), capsys)
 
 
-def test_generation_inside_goes_the_plain_way(tiny_vlm, tmp_path):
+def test_generation_inside_says_what_the_plain_way_says(tiny_vlm, tmp_path):
     vlm = tiny_vlm.with_model(moved(lora.attach(copy.deepcopy(tiny_vlm.model), rank=4)))
     conversations = [asked(problem) for problem in tinyvlm.PROBLEMS]
     vlm.model.eval()
@@ -288,5 +288,7 @@ def test_generation_inside_goes_the_plain_way(tiny_vlm, tmp_path):
         plain = generate(vlm, conversations, 8)
     assert not any("forward" in vars(layer) for layer in decoder_layers(vlm.model))
     with evaluating(vlm):
-        assert all("forward" in vars(layer) for layer in decoder_layers(vlm.model)[2:])
         assert generate(vlm, conversations, 8) == plain
+        assert all("forward" in vars(layer) for layer in decoder_layers(vlm.model)[2:]), (
+            "none went back to the plain way"
+        )

@@ -95,7 +95,7 @@ def test_a_run_that_ends_early_says_why_and_the_way_to_go_on(tmp_path, monkeypat
         run(Settings(minutes=2.5, seed=7), out=folder)
     message = str(caught.value)
     assert said in message
-    assert message.endswith(f"{sys.executable} -m mmlora run --minutes 2.5 --seed 7 --out '{folder}' --resume")
+    assert message.endswith(f"go on with: python -m mmlora run --minutes 2.5 --seed 7 --out '{folder}' --resume")
     printed = [
         o.text
         for c in nbformat.read(folder / NOTEBOOK, 4).cells

@@ -196,7 +196,7 @@ def test_the_key_is_true():
         (one, two) = re.search(r"facing: (?:left|upper) (\w+), (?:right|lower) (\w+)\.", problem.caption).groups()
         assert problem.answer_text == ("repel" if one == two else "attract"), problem.caption
     for problem in generate("train", 40, skills=["Use guide words"]):
-        first, last = re.search(r"(\w+) - (\w+)", problem.question).groups()
+        first, last = re.search(r"(\w+) (?:-|and) (\w+)", problem.question).groups()
         between = [choice for choice in problem.choices if first < choice < last]
         assert between == [problem.answer_text], problem.question
 

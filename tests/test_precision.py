@@ -44,10 +44,11 @@ def test_a_processor_with_bfloat16_uses_it_in_products_only(choose):
 @pytest.mark.parametrize("half, dtype", [(0.2, torch.bfloat16), (1.0, torch.float32)])
 def test_beside_a_card_the_processor_multiplies_its_own_numbers(choose, monkeypatch, half, dtype):
     choose(half, 0.5)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(precision, "precision", lambda: "fp16")  # an older card's
-    with precision.mixed(torch.device("cpu")):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(precision, "precision", lambda: "fp16")  # an older card's
+        with precision.mixed(torch.device("cpu")):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_the_environment_turns_it_off(choose, monkeypatch):

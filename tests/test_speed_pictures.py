@@ -36,7 +36,10 @@ def test_what_was_not_measured_is_on_paper():
         "machines": {"T4": {"peak_tflops": 65, "source": "a data sheet", "step_seconds": 0.002}},
     }
     said = pictures.scaling_tables({"sweeps": sweeps, "on_paper": paper})
-    assert "| 2,000 | 0.7 | 2.0 | measured |" in said and "| 4,000 | 1.3 | 4.0 | on paper |" in said
+    assert (
+        "| 2,000 | 0.7 | 2.0 | cache measured, steps from a few |" in said
+        and "| 4,000 | 1.3 | 4.0 | on paper |" in said
+    )
     assert "| rank: 4 | 89 | 50 | 20 | 3.0 GB |" in said and "| T4 (on paper) | 65 | a data sheet | 2 |" in said
     (field,) = [axes for axes in pictures.cost_by_size(sweeps).axes if axes.get_visible()]
     assert list(field.lines[0].get_ydata()) == [50, 60] and field.get_xlabel() == "rank"

@@ -460,22 +460,23 @@ def test_a_gradient_is_clipped_to_the_norm_that_is_asked_for(tmp_path):
     assert record["gradient_norm"] > 1e-2 and first == pytest.approx(0.1 * 1e-3, rel=1e-3)  # Adam's: a tenth is new
 
 
-def test_the_training_set_is_encoded_before_the_first_step_is_timed(tmp_path):
-    class Slow(tiny.Tokens):
-        encoded = 0
-
+def test_the_training_set_is_encoded_before_the_first_step_is_timed(tmp_path, monkeypatch):
+    class Encoded(tiny.Tokens):
         @property
         def lengths(self):
-            Slow.encoded += 1
+            asked.append("encoded")
             return self.known
 
         @lengths.setter
         def lengths(self, known):
             self.known = known
 
-    asked = []
-    fit(tiny.adapted(), Slow(), QUICK, tmp_path, on_step=lambda record: asked.append(Slow.encoded))
-    assert asked[0] == asked[-1] == 1
+    asked: list[str] = []
+    data, step = Encoded(), training._Run.step
+    asked.clear()
+    monkeypatch.setattr(training._Run, "step", lambda run: asked.append("step") or step(run))
+    fit(tiny.adapted(), data, QUICK, tmp_path)
+    assert asked == ["encoded", *4 * ["step"]]
 
 
 def test_nothing_to_train_and_nothing_to_train_on(tmp_path):

@@ -73,7 +73,7 @@ def detach(model: nn.Module) -> PreTrainedModel:
     if hasattr(base, "peft_config"):
         del base.peft_config
     for parameter, own in base.__dict__.pop(BESIDE, ()):
-        parameter.data = own  # in its own numbers
+        parameter.data = own.to(parameter.device)  # in its own numbers
     return base
 
 

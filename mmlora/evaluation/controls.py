@@ -148,11 +148,16 @@ def best_guess(problems: Sequence[Problem], train: Sequence[Problem]) -> list[Pr
     return [answer(problem) for problem in problems]
 
 
+def guessing(problems: Sequence[Problem]) -> float | None:
+    """The percentage that guessing gets right; None of no problems."""
+    return 100 * sum(1 / len(p.choices) for p in problems) / len(problems) if problems else None
+
+
 def chance(problems: Sequence[Problem]) -> dict:
     """What guessing gives, in percent, in the columns and by the skills of `Scores.to_dict`."""
 
     def mean(some: list[Problem]) -> float | None:
-        return round(100 * sum(1 / len(p.choices) for p in some) / len(some), 2) if some else None
+        return None if (found := guessing(some)) is None else round(found, 2)
 
     columns = {name: mean([p for p in problems if name in p.categories]) for name in CATEGORIES}
     skills = sorted({p.skill for p in problems if p.skill})

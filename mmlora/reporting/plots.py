@@ -118,8 +118,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def chance_by_column(problems: Sequence[Problem]) -> dict[str, float]:
     """What blind guessing gives in each of ScienceQA's columns, in percent; a column without problems is left out."""
-    guesses = controls.chance(problems)
-    return {column: guesses[column] for column in CATEGORIES if guesses[column] is not None}
+    found = {column: controls.guessing([p for p in problems if column in p.categories]) for column in CATEGORIES}
+    return {column: share for column, share in found.items() if share is not None}
 
 
 def category_bars(scores: Mapping[str, Scores], chance: Mapping[str, float] | None = None) -> Figure:

@@ -38,7 +38,7 @@ class Metrics:
     blank_image: dict  # the trained model on `controls.blanked(problems)`; no figures where no problem has a picture
     scored_by: dict[str, str]  # how each of these four was found, such as "generate" or "likelihood"
     n_test: int
-    minutes: dict[str, float]  # wall-clock: data, align, cache, train, score, total
+    minutes: dict[str, float]  # of work on data, align, cache, train, score, and total
     samples_per_second: float  # while training
     samples_seen: int
     trainable_parameters: int
