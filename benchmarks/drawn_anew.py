@@ -1,6 +1,6 @@
 """Is a run's accuracy that of its test split alone? The same adapter on one that is drawn with another seed.
 
-    python benchmarks/drawn_anew.py one_hour_smolbridge      # minutes; writes results/drawn_anew/one_hour_smolbridge.json
+    python benchmarks/drawn_anew.py one_hour_smolbridge      # minutes; writes results/drawn_anew/one_hour_smolbridge.json and .jsonl
 
 MiniSQA was mended where an earlier hour's answers to its test split showed weak skills, so that split is no longer unseen by
 those who made it. These are other problems (a few short texts come again); no text of theirs and no picture is in a training split.
@@ -9,6 +9,7 @@ those who made it. These are other problems (a few short texts come again); no t
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ from mmlora.adapters.files import load_vlm
 from mmlora.evaluation.answering import evaluate
 from mmlora.evaluation.controls import Answered
 from mmlora.evaluation.examination import worded
-from mmlora.evaluation.scores import score
+from mmlora.evaluation.scores import save_predictions, score
 from mmlora.minisqa import generate
 from mmlora.paths import RESULTS
 from mmlora.reporting import machine
@@ -40,6 +41,7 @@ def main(
     target = RESULTS / "drawn_anew" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(record, indent=1) + "\n")
+    save_predictions([replace(each, text="", scores=()) for each in said], target.with_suffix(".jsonl"))
     print(f"{found['accuracy']['avg']} % of {len(problems)}, the run's own {run.accuracy['avg']} % -> {target}")
 
 

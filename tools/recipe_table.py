@@ -88,12 +88,14 @@ def seeded(m: Metrics, control: float) -> list[str]:
 
 def hours(folder: Path = RESULTS) -> str:
     """The recorded hour, and those that differ from it in their seeds, problem by problem where they have the same ones."""
-    first, own = Metrics.load(folder / f"{HOUR}.json"), load_predictions(folder / HOUR / "predictions.jsonl")
+    first = Metrics.load(folder / f"{HOUR}.json")
+    asked = [folder / HOUR / "predictions.jsonl", folder / "drawn_anew" / f"{HOUR}.jsonl"]  # on either draw
+    own = {answer.id: answer for path in asked if path.is_file() for answer in load_predictions(path)}
     rows = [[*seeded(first, first.controls["swapped"]["avg"]), first.data, "–"]]
     for path in sorted((folder / "seeds").glob(f"{HOUR}-*.json")):
-        m, gap = Metrics.load(path), "–"
-        if m.data == first.data:
-            gap = _gap(load_predictions(path.with_suffix(".jsonl")), own)
+        m, said = Metrics.load(path), load_predictions(path.with_suffix(".jsonl"))
+        known = {answer.id for answer in said} <= own.keys()
+        gap = _gap(said, [own[answer.id] for answer in said]) if known else UNMEASURED
         rows.append([*seeded(m, m.controls["swapped"]["avg"]), m.data, gap])
     return markdown((*SEEDED, "another's picture", "base model", "problems", PAIRED.format("seed 0")), rows)
 
