@@ -14,12 +14,9 @@ from tools.readme import render_readme
 #: The rows that are asked for: name of the file in results/recipe/ → how it differs from the first.
 ROWS = {
     "shipped": "explanation then answer, LoRA from layer 15, rank 16, rate 2e-3, batches of 8",
-    "lora-20": "LoRA from layer 20",
-    "lora-20-steps": "the same, for as many steps as the first row",
     "rate-4e-3": "learning rate 4e-3",
     "rank-4": "rank 4",
     "answer-only": "answer alone, scored by likelihood",
-    "bridge-trained": "the connector trains too: nothing is cached, adapters of two runs no longer stack",
 }
 #: The same of results/earlier/recipe/, on the easier base and on the test split.
 EARLIER = {
