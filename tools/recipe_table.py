@@ -16,6 +16,7 @@ ROWS = {
     "shipped": "explanation then answer, LoRA from layer 15, rank 16, rate 2e-3, batches of 8",
     "rate-4e-3": "learning rate 4e-3",
     "rank-4": "rank 4",
+    "rank-64": "rank 64",
     "answer-only": "answer alone, scored by likelihood",
 }
 #: The same of results/earlier/recipe/, on the easier base and on the test split.
