@@ -9,16 +9,16 @@ those who made it. These are other problems (a few short texts come again); no t
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Annotated
 
 import typer
+from recipe import keep_solved
 
 from mmlora.adapters.files import load_vlm
 from mmlora.evaluation.answering import evaluate
 from mmlora.evaluation.controls import Answered
 from mmlora.evaluation.examination import worded
-from mmlora.evaluation.scores import save_predictions, score
+from mmlora.evaluation.scores import score
 from mmlora.minisqa import generate
 from mmlora.paths import RESULTS
 from mmlora.reporting import machine
@@ -41,7 +41,7 @@ def main(
     target = RESULTS / "drawn_anew" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(record, indent=1) + "\n")
-    save_predictions([replace(each, text="", scores=()) for each in said], target.with_suffix(".jsonl"))
+    keep_solved(said, target)
     print(f"{found['accuracy']['avg']} % of {len(problems)}, the run's own {run.accuracy['avg']} % -> {target}")
 
 

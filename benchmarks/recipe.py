@@ -1,7 +1,7 @@
 """One row of docs/recipe.md: train with one recipe for a fixed time, score, write results/recipe/NAME.json.
 
     python benchmarks/recipe.py shipped
-    python benchmarks/recipe.py lora-20 --first-layer 20
+    python benchmarks/recipe.py rank-64 --rank 64
     python benchmarks/recipe.py answer-only --format answer --method likelihood
 
 Every row has the same problems of the validation split, the same seed, the same minutes of training, and the connector that the
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from typing import Annotated
 import typer
 
 from mmlora.cli import with_settings
-from mmlora.evaluation.scores import save_predictions
+from mmlora.evaluation.scores import Prediction, save_predictions
 from mmlora.experiment import Experiment
 from mmlora.models.connector import FILE
 from mmlora.paths import RESULTS
@@ -38,7 +39,12 @@ def keep(metrics: Metrics, run: Experiment, target: Path) -> None:
     """Write the record, and beside it which problems were solved."""
     target.parent.mkdir(exist_ok=True)
     metrics.save(target)
-    save_predictions([replace(said, text="") for said in run.predictions], target.with_suffix(".jsonl"))
+    keep_solved(run.predictions, target)
+
+
+def keep_solved(said: Sequence[Prediction], target: Path) -> None:
+    """Write which problems were solved into a .jsonl beside the record; the words that were said are left out."""
+    save_predictions([replace(answer, text="") for answer in said], target.with_suffix(".jsonl"))
 
 
 @with_settings

@@ -94,8 +94,8 @@ class Experiment:
                 load_problems(chosen.data, split, size, missing_images=chosen.missing_images)
                 for split, size in zip(("train", chosen.split), sizes)
             )
-            asked = max(1, len(self.test) // 10) if chosen.split == "test" else 0
-            self.transfer = load_transfer(chosen.data, asked, chosen.missing_images) if asked else []
+            few = max(1, len(self.test) // 10)
+            self.transfer = load_transfer(chosen.data, few, chosen.missing_images) if chosen.split == "test" else []
 
     def load_model(self) -> None:
         """The frozen base with its processor: `vlm`."""
