@@ -60,8 +60,10 @@ def answered(folder: Path, run: Metrics, shown: list[Problem], train: list[Probl
     }
 
 
-def text_only(run: Metrics, shown: list[Problem], train: list[Problem], minutes: float) -> Answered:
-    """The answers of an adapter that was trained as the run's was, on the text of its problems alone."""
+def text_only(
+    run: Metrics, shown: list[Problem], train: list[Problem], minutes: float
+) -> tuple[Answered, dict[str, float]]:
+    """The answers of an adapter that was trained as the run's was, on the text of its problems alone; and how long it was."""
     settings = replace(Settings.of(run.settings), train_minutes=minutes, steps=None, probe_problems=0)
     with TemporaryDirectory() as folder:
         blind = Experiment(settings, folder)
@@ -69,8 +71,9 @@ def text_only(run: Metrics, shown: list[Problem], train: list[Problem], minutes:
         blind.load_model()
         blind.attach()
         blind.cache()
-        blind.fit()
-        return Answered(shown, evaluate(blind.learner, blind.test, settings.method, batch_size=64))
+        log = blind.fit()
+        told = {"train_minutes": round(log.seconds / 60, 2), "samples_seen": log.samples_seen}
+        return Answered(shown, evaluate(blind.learner, blind.test, settings.method, batch_size=64)), told
 
 
 def main(
@@ -85,8 +88,10 @@ def main(
     size = int(run.data.split()[-1].split("/")[0])
     train, test = load_problems(data, "train", size), load_problems(data, split, run.n_test)
     shown = [problem for problem in test if problem.image is not None]
+    told: dict[str, float] = {}
     if text:
-        ways = {"text_only": text_only(run, shown, train, sum(run.minutes.get(part, 0) for part in TRAINED))}
+        blind, told = text_only(run, shown, train, sum(run.minutes.get(part, 0) for part in TRAINED))
+        ways = {"text_only": blind}
     else:
         ways = answered(folder, run, shown, train, clip)
     found = {way: score(problems, answers).to_dict() for way, (problems, answers) in ways.items()}
@@ -109,7 +114,7 @@ def main(
         "examples": {**kept.get("examples", {}), **examples},
     }
     if text:
-        record["text_only"] = machine.circumstances(state)
+        record["text_only"] = {**told, **machine.circumstances(state)}
         for file in (folder / "metrics.json", RESULTS / f"{name}.json"):
             replace(run, controls={**run.controls, **found}).save(file)
     target.parent.mkdir(parents=True, exist_ok=True)

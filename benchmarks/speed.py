@@ -55,7 +55,7 @@ from mmlora.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Sizes:
-    problems: int = 1000 if torch.cuda.is_available() else 64  # all with a picture, each seen once; a card is soon done
+    problems: int = 1000 if torch.cuda.is_available() else 160  # with a picture, each seen once; a card is soon done
     batch: int = 8
     warm: int = 2  # steps before the clock: the first ones prepare kernels
     epochs: int = 3  # that a cache is paid over
@@ -291,8 +291,10 @@ def main(
         path = str(random_model(Path(work) / "model")) if model == "smolvlm-256m" else model
         for chosen in numbers.split(","):
             taken: list[dict[str, dict]] = []
+            names = only.split(",")
             for turn in range(turns):
-                taken.append({name: in_its_own_process(name, path, chosen) for name in only.split(",")})
+                first = turn % len(names)  # another one begins each turn
+                taken.append({n: in_its_own_process(n, path, chosen) for n in names[first:] + names[:first]})
                 print(
                     chosen, turn + 1, {n: round(f["samples_per_second"], 2) for n, f in taken[-1].items()}, flush=True
                 )

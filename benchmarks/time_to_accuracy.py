@@ -165,6 +165,7 @@ def main(
         "answers": exam.answers,
         "reached": reached(exam.answers),
         "samples_seen": seen,
+        "minutes_asking": round(exam.asking / 60, 2),
         "settings": {"minutes": minutes, "seed": seed, "problems": len(asked), "train_problems": len(train)},
         **machine.circumstances(state),
     }

@@ -1,9 +1,10 @@
 """Which of reading and reasoning fails, skill by skill? A recorded run's adapter answers the validation split.
 
-    python benchmarks/wrong_answers.py one_hour_smolbridge     # minutes; writes results/wrong_answers/one_hour_smolbridge.json
+    python benchmarks/wrong_answers.py one_hour_smolbridge     # minutes; writes results/wrong_answers/NAME.json and NAME.jsonl
 
 A wrong answer is *misread* where what the connector says lacks words of the picture's caption, or their order, else *misreasoned*;
-without a picture it is neither. Some are kept to be looked at. The test split stays unread: what is mended by this is scored there once.
+without a picture it is neither. How many right answers were misread is counted beside it. Some wrong ones are kept to be looked at. The
+test split stays unread: what is mended by this is scored there once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter
 from typing import Annotated
 
 import typer
+from recipe import keep_solved
 
 from mmlora.adapters.files import load_vlm
 from mmlora.evaluation.answering import evaluate
@@ -21,7 +23,7 @@ from mmlora.evaluation.scores import score
 from mmlora.paths import RESULTS
 from mmlora.problems.load import load_problems
 from mmlora.reporting import machine
-from mmlora.reporting.explanations import fault
+from mmlora.reporting.explanations import FAULTS, fault
 from mmlora.reporting.record import Metrics
 
 EXAMPLES = 3  # wrong answers that are kept of each skill
@@ -35,23 +37,35 @@ def main(name: Annotated[str, typer.Argument(help="a run in results/ whose adapt
         raise typer.BadParameter("this model's connector speaks no words, so nobody can tell what it read")
     said = evaluate(vlm, problems, settings["method"], batch_size=64)
     skills: dict[str, dict] = {}
+    pictured = {"right": Counter[str](), "wrong": Counter[str]()}
     for problem, answer in zip(problems, said):
         tally = skills.setdefault(problem.skill, {"n": 0, "right": 0, "faults": Counter(), "examples": []})
         tally["n"] += 1
         tally["right"] += answer.correct
+        words = read(problem.image) if problem.image is not None else ""
+        found = fault(problem, words)
+        if problem.image is not None:
+            pictured["right" if answer.correct else "wrong"]["misread" if found == FAULTS[0] else "read"] += 1
         if not answer.correct:
-            words = read(problem.image) if problem.image is not None else ""
-            tally["faults"][fault(problem, words)] += 1
+            tally["faults"][found] += 1
             wrong = {"question": problem.question, "read": words, "caption": problem.caption, "said": answer.text,
                      "right": problem.answer_text}  # fmt: skip
             tally["examples"] = [*tally["examples"], wrong][:EXAMPLES]
     worst = dict(sorted(skills.items(), key=lambda each: each[1]["right"] / each[1]["n"]))
-    record = {"run": name, "accuracy": score(problems, said).to_dict(), "skills": worst, **machine.circumstances(state)}
+    record = {
+        "run": name,
+        "accuracy": score(problems, said).to_dict(),
+        "pictured": pictured,
+        "skills": worst,
+        **machine.circumstances(state),
+    }
     target = RESULTS / "wrong_answers" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
+    keep_solved(said, target)
     target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for skill, found in worst.items():
         print(f"{found['right']:3d} of {found['n']:3d}  {skill}  {dict(found['faults'])}")
+    print({answers: dict(found) for answers, found in pictured.items()})
     print(f"{record['accuracy']['avg']} % of {len(problems)} -> {target}")
 
 

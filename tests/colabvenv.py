@@ -41,10 +41,12 @@ def on_colab(source: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
 
 
-def run_cell(python: Path, folder: Path, source: Path) -> subprocess.CompletedProcess:
+def run_cell(python: Path, folder: Path, source: Path, *missing: str) -> subprocess.CompletedProcess:
+    """The installing cell, on Colab but for the `missing` variables."""
     cell = nbformat.read(FILES[0], as_version=4).cells[1].source
+    there = {name: value for name, value in on_colab(source).items() if name not in missing}
     return subprocess.run(
-        [python, "-c", f"{cell}\nimport mmlora"], cwd=folder, env=on_colab(source), capture_output=True, text=True
+        [python, "-c", f"{cell}\nimport mmlora"], cwd=folder, env=there, capture_output=True, text=True
     )
 
 

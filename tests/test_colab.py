@@ -84,6 +84,13 @@ def test_on_a_local_install_it_does_nothing(tmp_path):
     assert done.returncode == 0 and not done.stdout and not list(tmp_path.iterdir())
 
 
+def test_a_kernel_of_ones_own_without_mmlora_is_named_and_left_alone(colab_like, tmp_path):
+    python, site = colab_like
+    done = run_cell(python, tmp_path, project(tmp_path / "project", "numpy>=2.0"), "COLAB_RELEASE_TAG")
+    assert done.returncode != 0 and "this kernel has no mmlora" in done.stderr
+    assert not (site / "mmlora-0.dist-info").exists()
+
+
 def test_what_was_there_before_is_untouched(colab_run):
     """The real packages: mmlora comes as a wheel and changes no version; run again, the cell does nothing."""
     if colab_run.before is None:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmlora.adapters import files, lora, towers
-from mmlora.adapters.card import licence_of_both
 from mmlora.adapters.lora import AdapterError
 from mmlora.models import base as bases
 from mmlora.models import vlm as models
@@ -128,21 +127,6 @@ def test_the_card_and_the_configuration_name_the_base_as_the_hub_does(tmp_path):
         assert f"| {row} |" in card
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("someone/tiny", "abc123")
-
-
-@pytest.mark.parametrize(
-    "base, data, both",
-    [
-        ("apache-2.0", "apache-2.0", "apache-2.0"),
-        ("gemma", "mit", "gemma"),
-        ("mit", "cc-by-nc-sa-4.0", "cc-by-nc-sa-4.0"),
-        ("gemma", "cc-by-nc-sa-4.0", "other"),
-        ("other", "apache-2.0", "other"),
-        ("apache-2.0", "other", "other"),
-    ],
-)
-def test_the_licence_is_that_of_the_stricter_part(base, data, both):
-    assert licence_of_both(base, data) == both
 
 
 # Taken off again.

@@ -17,12 +17,14 @@ from mmlora.paths import NOTEBOOKS, PACKAGE
 ID = "install"  # of the cell
 #: torch, torchvision and numpy stay as they are: the others there were built for them, and a second torch takes minutes.
 INSTALL = """\
-# On Colab and Kaggle this installs mmlora; elsewhere it does nothing.
+# On Colab and Kaggle this installs mmlora; elsewhere it only looks whether it is there.
 import importlib, os, subprocess, sys
 from importlib.metadata import version
 from pathlib import Path
 
 if not importlib.util.find_spec("mmlora"):
+    if not {"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"} & set(os.environ):
+        raise ImportError("this kernel has no mmlora: choose the kernel of mmlora's .venv (docs/install.md)")
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision", "numpy")]
     Path("kept.txt").write_text("\\n".join(kept))
     source = os.environ.get("MMLORA_SOURCE", "git+$repository")

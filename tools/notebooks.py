@@ -22,7 +22,7 @@ from mmlora.files import write_whole
 from mmlora.headless import tidied
 from mmlora.paths import NOTEBOOKS, RESULTS
 from mmlora.reporting.machine import circumstances, git_state
-from tools import figures
+from tools import colab, figures
 
 SOLUTIONS = NOTEBOOKS / "solutions"
 RECORDS = RESULTS / "notebooks"
@@ -97,8 +97,8 @@ def joined(lesson: NotebookNode, solutions: NotebookNode | None) -> NotebookNode
 
 
 def stamp(*notebooks: NotebookNode) -> str:
-    """A hash of all code that outputs come from; prose may change without it."""
-    sources = "\0".join(cell.source for notebook in notebooks for cell in code(notebook))
+    """A hash of all code that outputs come from; prose, and the cell that installs mmlora, may change without it."""
+    sources = "\0".join(cell.source for notebook in notebooks for cell in code(notebook) if cell.get("id") != colab.ID)
     return hashlib.sha256(sources.encode()).hexdigest()[:16]
 
 

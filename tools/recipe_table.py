@@ -44,7 +44,7 @@ UNCAPTIONED = {
 }
 HOUR = "one_hour_smolbridge"
 HEADER = ("recipe", "what differs", "samples seen", "minutes", "accuracy (95 % interval)", "IMG")
-LAST, PAIRED = "blank", "more than {} (95 % interval, paired)"
+LAST, PAIRED = "blank", "more than {} (paired: 95 % interval; exact p)"
 SEEDED = ("seed", "minutes", "samples seen", "accuracy (95 % interval)", "IMG")
 
 
@@ -99,9 +99,9 @@ def hours(folder: Path = RESULTS) -> str:
 
 
 def _gap(ours: list[Prediction], theirs: list[Prediction]) -> str:
-    """How many points more, and the interval."""
+    """How many points more, the interval, and how often luck alone would part them as far."""
     found = compare(ours, theirs)
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(found.difference, *found.ci95)
+    return "{:+.1f} ({:+.1f} to {:+.1f}; {:.2g})".format(found.difference, *found.ci95, found.p_value)
 
 
 def seeds(folder: Path = RESULTS / "earlier") -> str:

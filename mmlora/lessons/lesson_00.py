@@ -65,7 +65,7 @@ QUIZ = (
         "It is on, and it adds a product with zero. Training begins exactly where the model was.",
     ),
     Question(
-        "A base model answers 12.5 % of 48 problems with four choices rightly. What do we know?",
+        "A base model names a choice each time, and 12.5 % of 48 problems with four choices are right. What do we know?",
         (
             "It is worse than guessing, so it knows the answers and inverts them.",
             "It prefers some answers whatever the picture shows.",

@@ -152,7 +152,7 @@ def occlusion_map(problem: Problem, prediction: Prediction, drops: np.ndarray) -
     left, right = figure.subplots(1, 2)
     left.set_title("the picture", fontsize=FONT + 1)
     _show(left, problem.image, side)
-    right.set_title("what the answer depends on", fontsize=FONT + 1)
+    right.set_title("what its words depend on", fontsize=FONT + 1)
     _show(right, _pale(problem.image), side)
     if np.abs(drops).max() < THRESHOLD:
         words = _wrap(f"no effect: no patch changes the answer's likelihood by more than {THRESHOLD} nats", side, FONT)

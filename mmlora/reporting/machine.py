@@ -25,6 +25,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 GB = 1e9
 
 
@@ -40,8 +41,9 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict:
-    """The machine in words: system, cpu, cores this process may use, memory_gb, gpu (None without one), precision;
-    processes, where several shared the work."""
+    """The machine in words: system, cpu, its instructions that decide how fast products are (where Linux tells them; a name such
+    as "Xeon Processor" does not), cores this process may use, memory_gb, gpu (None without one), precision; processes, where
+    several shared the work."""
     import psutil
     import torch
 
@@ -55,6 +57,7 @@ def machine() -> dict:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
+        "instructions": _instructions(),
         "cores": cores,
         "memory_gb": round(psutil.virtual_memory().total / GB, 1),
         "gpu": gpu,
@@ -63,11 +66,20 @@ def machine() -> dict:
     }
 
 
+def _of_processor(key: str) -> str:
+    """What Linux says of the first core; "" elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def _instructions() -> list[str]:
+    return [name for name in INSTRUCTIONS if name in _of_processor("flags").split()]
+
+
 def _cpu_name() -> str:
-    if Path("/proc/cpuinfo").is_file():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    if name := _of_processor("model name"):
+        return name
     if sys.platform == "darwin":
         done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
         if done.stdout.strip():
