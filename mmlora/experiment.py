@@ -14,7 +14,7 @@ from mmlora.adapters.files import load_vlm, save_adapter
 from mmlora.adapters.lora import AdapterError, attach, detach
 from mmlora.adapters.towers import learning_connector, towers
 from mmlora.budget import Budget
-from mmlora.encoding.prefix import PrefixCache
+from mmlora.encoding.prefix import cached
 from mmlora.encoding.prompts import taught
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import SPOKEN, evaluate
@@ -107,6 +107,7 @@ class Experiment:
                 f"{chosen.model} is an adapter; a run trains a fresh one: give its base {self.vlm.base.name}"
             )
         self.vlm.model.requires_grad_(False)
+        self.settings = chosen.for_width(base_model(self.vlm.model).config.get_text_config().hidden_size)
         if seen := seen_by(self.vlm.name):
             print(f"{self.vlm.name} was aligned on {seen}")
 
@@ -159,14 +160,15 @@ class Experiment:
         with self.budget.watch("cache"):
             self.samples: TrainingSet = samples
             if only_language and not processes.sharded():
-                self.samples = PrefixCache.build(self.model, samples, self.folder / "cache")
+                self.samples = cached(self.model, samples, self.folder / "cache")
 
     def reserve(self) -> float:
         """Minutes that scoring will take after training, from a timed trial, and a tenth more: `reserved`."""
         trial = self.test[:: max(1, len(self.test) // TRIAL)][:TRIAL]
         with self.budget.watch("score"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the untrained model rambles until it is cut
-            tokens = self.reply_lengths[9 * len(self.taught) // 10]
+            few = self.vlm.model.device.type == "cpu"  # a card's batch takes as long as its longest reply
+            tokens = self.reply_lengths[9 * len(self.taught) // 10 if few else -1]
             for some in (trial[:1], trial):  # the first answer on a card takes as long as a hundred
                 began = perf_counter()
                 evaluate(

@@ -8,14 +8,14 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mmlora.encoding.prompts import Format
 from mmlora.errors import MMLoraError
 from mmlora.evaluation.scores import Method
 from mmlora.problems.rows import MissingImages
-from mmlora.training.settings import TrainSettings
+from mmlora.training.settings import TrainSettings, usual_rate
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Split = Literal["validation", "test"]
@@ -59,7 +59,7 @@ class Settings:
         None, "How long", "Minutes of training alone, to compare rivals at equal time."
     )
     steps: int | None = _setting(
-        None, "How long", "Optimizer steps instead; with align_minutes 0 the training repeats exactly."
+        None, "How long", "Optimizer steps instead; with align_minutes 0 the training repeats exactly on a CPU."
     )
     train_problems: int | None = _setting(
         None, "How long", "Problems to train on; none is as many as the minutes allow."
@@ -75,7 +75,9 @@ class Settings:
         "Minutes in which the connector learns to read captions first; none is what the model asks for.",
     )
 
-    rank: int = _setting(16, "Adapter", "Rank of each LoRA product; 4 and 64 did no better in docs/recipe.md.")
+    rank: int = _setting(
+        16, "Adapter", "Rank of each LoRA product; after five minutes 4 was worse and 64 better (docs/recipe.md)."
+    )
     alpha: int | None = _setting(None, "Adapter", "Its scale, divided by the rank; none is twice the rank.")
     first_layer: int | None = _setting(
         None, "Adapter", "Decoder layer where LoRA begins; none is the middle: below is cached."
@@ -93,8 +95,8 @@ class Settings:
     format: Format = _setting(
         "explanation_answer", "Training", "What is said; the reason first, then the answer leans on it."
     )
-    learning_rate: float = _setting(
-        TRAIN["learning_rate"], "Training", "Peak rate; LoRA takes ten times that of full tuning and more."
+    learning_rate: float | None = _setting(
+        None, "Training", "Peak rate; none is 2e-3 for decoders as wide as SmolLM2-135M's, less for wider ones."
     )
     batch_size: int = _setting(
         TRAIN["batch_size"], "Training", "Samples a step; in an hour steps are scarcer than samples."
@@ -182,12 +184,15 @@ class Settings:
                 words.append(",".join(value) if isinstance(value, tuple) else str(value))
         return shlex.join(words)
 
+    def for_width(self, width: int) -> Settings:
+        """The same with the learning rate settled, for a decoder whose states are so wide."""
+        return self if self.learning_rate is not None else replace(self, learning_rate=usual_rate(width))
+
     def training(self, minutes: float | None) -> TrainSettings:
         """What `fit` needs: these minutes, or the steps where the settings count them."""
+        rate = TRAIN["learning_rate"] if self.learning_rate is None else self.learning_rate
         budget = {"steps": self.steps} if self.steps is not None else {"minutes": minutes}
-        return TrainSettings(
-            **budget, learning_rate=self.learning_rate, batch_size=self.batch_size, seed=self.seed, fused=self.fused
-        )
+        return TrainSettings(**budget, learning_rate=rate, batch_size=self.batch_size, seed=self.seed, fused=self.fused)
 
     def to_dict(self) -> dict[str, Any]:
         """The form kept in metrics.json."""

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import families
 import numpy as np
@@ -268,10 +269,11 @@ def test_every_sample_is_encoded_once_and_never_for_a_cache_that_is_found(tiny_v
     assert again.lengths == first.lengths and len(encoded) == len(LESSONS)
 
 
-def test_a_window_at_a_time_is_the_same_cache(samples, adapted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", ["WINDOW", "HELD"])  # samples, and bytes of their pictures
+def test_a_window_at_a_time_is_the_same_cache(samples, adapted, tmp_path, monkeypatch, limit):
     model = adapted()
     whole = PrefixCache.build(model, samples, tmp_path / "whole")
-    monkeypatch.setattr(cache, "WINDOW", 1)
+    monkeypatch.setattr(cache, limit, 1)
     windows = PrefixCache.build(model, samples, tmp_path / "windows")
     assert windows.lengths == whole.lengths == samples.lengths
     assert np.abs(windows.hidden.view(np.float16) - whole.hidden.view(np.float16)).max() < 0.01
@@ -326,6 +328,18 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tiny_vlm, samples, adapte
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert model.training and PrefixCache.build(model, samples, folder).ids == samples.ids
+
+
+def test_what_would_not_fit_on_the_disk_is_trained_on_without_a_cache(
+    tiny_vlm, samples, adapted, tmp_path, monkeypatch, capsys, fills
+):
+    monkeypatch.setattr(cache, "MANY", 1)
+    size = 2 * sum(samples.lengths) * tiny_vlm.model.config.get_text_config().hidden_size
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda place: SimpleNamespace(free=size - 1))
+    assert cache.cached(adapted(), samples, tmp_path / "cache") is samples
+    assert "Training goes on without it, which is slower" in capsys.readouterr().out and not fills
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda place: SimpleNamespace(free=size))
+    assert isinstance(cache.cached(adapted(), samples, tmp_path / "cache"), PrefixCache)
 
 
 def test_an_old_cache_stays_until_the_new_one_is_complete(tiny_vlm, samples, adapted, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from mmlora.encoding.prompts import asked, prompt_text, target_text, taught
 from mmlora.encoding.sample import encode
 from mmlora.evaluation import answering, controls, occlusion
 from mmlora.evaluation.controls import majority_class
-from mmlora.evaluation.inference import ask, evaluating, generate
+from mmlora.evaluation.inference import InferenceError, ask, evaluating, generate
 from mmlora.evaluation.scores import (
     Prediction,
     ScoreError,
@@ -126,6 +126,27 @@ def test_what_does_not_fit_in_memory_is_answered_in_parts(vlm, problems, small_m
     small_memory(0)
     with pytest.raises(OutOfMemory, match="a single sample does not fit in memory; give load_vlm a smaller side"):
         answering.evaluate(vlm, problems, "generate", **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*generations were cut")
+def test_pictures_that_are_large_together_are_answered_a_few_at_a_time(vlm, problems, monkeypatch):
+    settings = {"batch_size": 4, "max_new_tokens": 12, "progress": False}
+    whole, sizes, original = answering.evaluate(vlm, problems, "generate", **settings), [], answering.generate
+
+    def counted(vlm, conversations, limit):
+        sizes.append(len(conversations))
+        return original(vlm, conversations, limit)
+
+    monkeypatch.setattr(answering, "generate", counted)
+    monkeypatch.setattr(answering, "HELD", 1)
+    assert answering.evaluate(vlm, problems, "generate", **settings) == whole and set(sizes) == {1}
+
+
+def test_a_model_whose_words_are_not_finite_is_named(vlm, problems, monkeypatch):
+    head = vlm.model.get_output_embeddings()
+    monkeypatch.setattr(head, "weight", torch.nn.Parameter(head.weight * torch.inf))
+    with pytest.raises(InferenceError, match="is not finite in float32; take --precision float32"):
+        answering.evaluate(vlm, problems, "generate", progress=False)
 
 
 def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):

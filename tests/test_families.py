@@ -8,6 +8,7 @@ from pathlib import Path
 import families
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tinyvlm import PROBLEMS, picture
 
@@ -299,6 +300,16 @@ def test_a_loaded_model_says_what_a_picture_costs(tmp_path, capsys):
 def test_a_fixed_side_says_so(name):
     with pytest.raises(ResolutionError, match="reads pictures at 32 x 32 pixels only"):
         set_side(families.build(name).processor, 64)
+
+
+def test_a_wide_picture_is_seen_from_side_to_side(tmp_path):
+    vlm = families.build("llava-1.5")
+    vlm.model.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    picture = Image.new("RGB", (96, 32))
+    picture.paste("white", (0, 0, 16, 32))  # outside the middle square, which is all that the processor would take
+    pixels = load_base(tmp_path).processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"]
+    assert pixels.shape[-2:] == (32, 32) and pixels[..., 0].min() > pixels[..., -1].max()
 
 
 def test_what_does_not_fit_is_named_and_never_cut(vlm, tmp_path):

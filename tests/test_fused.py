@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from mmlora.adapters import files, lora
-from mmlora.adapters.fused import fused
+from mmlora.adapters.fused import attended_on_card, fused
 from mmlora.adapters.kernels import GELU, SILU, Attention, Gated, Normed, Rotated, bias_of
 from mmlora.adapters.products import Product, stacked
 from mmlora.encoding.prompts import asked, taught
@@ -97,6 +97,17 @@ def test_the_attentions_derivative_and_value(masked):
     theirs = nn.functional.scaled_dot_product_attention(query, key, value, seen, scale=0.3, enable_gqa=True)
     assert torch.allclose(ours, theirs)
     assert gradcheck(lambda *x: Attention.apply(*x, bias, 0.3), (query, key, value))
+
+
+@pytest.mark.parametrize(("length", "masked"), [(1, True), (1, False), (5, True), (5, False)])
+def test_attention_on_a_card_is_attention(length, masked):
+    query, key, value = wide(2, 6, length, 4), wide(2, 3, 5, 4), wide(2, 3, 5, 4)
+    mask = torch.ones(5, 5).tril().bool().expand(2, 1, 5, 5)[:, :, -length:].clone()
+    mask[1, :, :, 0] = not masked  # one row begins later
+    mask[1, :, 0, 0] = True
+    heads = (t.repeat_interleave(2, 1) for t in (key, value))
+    theirs = nn.functional.scaled_dot_product_attention(query, *heads, mask, scale=0.3)
+    assert torch.allclose(attended_on_card(query, key, value, mask if masked else None, 0.3), theirs)
 
 
 @pytest.mark.parametrize("act", [SILU, GELU])

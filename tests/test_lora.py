@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from peft import PeftModel
+from peft.import_utils import is_torchao_available
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -127,6 +128,28 @@ def test_the_card_and_the_configuration_name_the_base_as_the_hub_does(tmp_path):
         assert f"| {row} |" in card
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("someone/tiny", "abc123")
+
+
+@pytest.fixture
+def old_torchao(tmp_path, monkeypatch):
+    """A torchao that is older than what peft wants, as it lay on Colab."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("")
+    (tmp_path / "torchao-0.10.0.dist-info").mkdir()
+    (tmp_path / "torchao-0.10.0.dist-info" / "METADATA").write_text("Name: torchao\nVersion: 0.10.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in (lora.lora_torchao, lora.quantization_utils):
+        monkeypatch.setattr(module, "is_torchao_available", is_torchao_available)
+    is_torchao_available.cache_clear()
+    yield
+    is_torchao_available.cache_clear()
+
+
+def test_a_torchao_that_is_too_old_for_peft_is_in_nobodys_way(old_torchao, tmp_path):
+    with pytest.raises(ImportError, match="incompatible version of torchao"):
+        is_torchao_available()
+    folder = files.save_adapter(lora.attach(tiny.decoder()), tmp_path / "adapter", {})
+    assert lora.merge(files.load_adapter(tiny.decoder(), folder)) is not None
 
 
 # Taken off again.

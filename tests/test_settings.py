@@ -45,6 +45,11 @@ CHANGED = (
 )
 
 
+def test_the_rate_falls_with_the_decoders_width_unless_it_is_given():
+    assert [Settings().for_width(width).learning_rate for width in (64, 576, 4608)] == [2e-3, 2e-3, 2.5e-4]
+    assert Settings(learning_rate=1e-3).for_width(4608).learning_rate == 1e-3
+
+
 def test_every_field_is_changed_in_one_of_these():
     assert {name for changes in CHANGED for name in changes} == {each.name for each in fields(Settings)}
 

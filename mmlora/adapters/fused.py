@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from mmlora.adapters.kernels import ACTS, LEAST, Attention, Gated, Rotated, bias_of, norm_of
 from mmlora.adapters.products import Product, Unfit, stacked
 from mmlora.encoding.loss import converted, head_in
+from mmlora.models.memory import out_of_memory
 from mmlora.models.precision import DTYPES, precision
 from mmlora.models.processes import has_shards
 from mmlora.models.vlm import base_model, decoder_layers
@@ -89,9 +89,11 @@ class FusedLayer:
             looks = (bias_of(mask, states.shape[1], states.shape[1]) > LEAST / 2).any(-1).flatten()  # not so padding
             ours, theirs, start = (t[:, looks].float() for t in (ours, self.plain(states, **named), states))
         except (TypeError, ValueError, RuntimeError) as error:
-            if should_reduce_batch_size(error):
+            if out_of_memory(error):
                 raise
             raise Unfit(f"it takes or gives something else ({error})") from error
+        finally:
+            torch.clear_autocast_cache()  # older torch would keep the plain layer's casts, which have no gradient here
         apart = torch.dist(ours, theirs) / torch.dist(theirs, start)
         self.compared = bool(apart < APART[self.dtype])
         if not self.compared:
@@ -110,7 +112,8 @@ class FusedLayer:
             key, value = past.update(key, value, self.index)
         seen = self._seen(query, key, value, mask)
         x = x + self.out(seen.transpose(1, 2).reshape(batch * length, -1))
-        parts = [x] if torch.is_grad_enabled() else x.split(ROWS)  # what stays in a processor's cache is faster
+        cut = x.device.type == "cpu" and not torch.is_grad_enabled()
+        parts = x.split(ROWS) if cut else [x]  # what stays in a processor's cache is faster
         fed = [self.down(Gated.apply(self.gate_up(self.between(part).to(self.dtype)), self.act)) for part in parts]
         return (x + torch.cat(fed)).view(batch, length, width)
 
@@ -119,16 +122,25 @@ class FusedLayer:
     ) -> torch.Tensor:
         (batch, number, length, _), whole = query.shape, key.shape[2]
         if query.device.type != "cpu":
-            causal = {"is_causal": mask is None and length > 1}
-            if mask is not None:  # with a mask, torch's fast kernels want a key head for every query head
-                key, value = (t.repeat_interleave(number // t.shape[1], 1) for t in (key, value))
-            return F.scaled_dot_product_attention(
-                query, key, value, mask, **causal, scale=self.scale, enable_gqa=mask is None
-            )
+            return attended_on_card(query, key, value, mask, self.scale)
         bias = bias_of(mask, length, whole).expand(batch, -1, -1, -1)
         few = batch if torch.is_grad_enabled() else max(1, SCORES // (number * length * whole))
         parts = zip(*(t.split(few) for t in (query, key, value, bias)))
         return torch.cat([Attention.apply(*part, self.scale) for part in parts])
+
+
+def attended_on_card(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Attention by torch's fused kernels: (batch, heads, length, size) from keys and values of as many heads or fewer."""
+    batch, number, length, size = query.shape
+    if length == 1:  # a reply's next token: the queries of one key head side by side, so that nothing kept is copied
+        query = query.reshape(batch, key.shape[1], -1, size)
+        return F.scaled_dot_product_attention(query, key, value, mask, scale=scale).reshape(batch, number, 1, size)
+    if mask is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    key, value = (t.repeat_interleave(number // t.shape[1], 1) for t in (key, value))  # the fast kernels want it so
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
 
 
 class fused:

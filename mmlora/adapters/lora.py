@@ -13,7 +13,9 @@ from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import torchao as lora_torchao
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import quantization_utils
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -80,16 +82,32 @@ def detach(model: nn.Module) -> PreTrainedModel:
 def merge(model: PeftModel) -> PreTrainedModel:
     """The base with the adapter's product added to its weights, in place: faster, and from now on another base.
 
-    An adapter that was trained on the old one is refused. What was trained beside the adapter stays, too.
+    An adapter that was trained on the old one is refused. What was trained beside the adapter stays, too. Raises
+    `AdapterError` over weights in four bits: rounded once more, part of the adapter would be lost.
     """
+    if getattr(base_model(model), "is_loaded_in_4bit", False):
+        raise AdapterError(
+            "four bits cannot hold base and adapter together; load the base without four_bit, then merge"
+        )
+    take_no_torchao()
     merged = model.merge_and_unload()
     merged.__dict__.pop(BESIDE, None)
     unmark(merged)
     return merged
 
 
+def take_no_torchao() -> None:
+    """peft refuses to work beside a torchao that is too old for it, as Colab's was, though nothing here is torchao's."""
+    for module in (lora_torchao, quantization_utils):
+        try:
+            module.is_torchao_available()
+        except ImportError:
+            module.is_torchao_available = lambda: False
+
+
 def wrapped(model: nn.Module, config: LoraConfig) -> PeftModel:
     """`model` with the adapter that `config` describes; nothing is checked and nothing printed."""
+    take_no_torchao()
     with warnings.catch_warnings():  # peft asks transformers by a name that it will drop: nothing a user can mend
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return get_peft_model(model, config)

@@ -89,7 +89,8 @@ def towers(model: nn.Module) -> TowerReport:
     trainable, everything = dict.fromkeys(TOWERS, 0), dict.fromkeys(TOWERS, 0)
     for name, parameter in model.named_parameters():
         tower = tower_of(name)
-        everything[tower] += parameter.numel()
+        stored = getattr(parameter, "quant_state", None)  # two numbers of four bits lie in one byte
+        everything[tower] += parameter.numel() if stored is None else stored.shape.numel()
         if parameter.requires_grad:
             trainable[tower] += parameter.numel()
             modules[tower].add(re.sub(r"\.(lora_.*|[^.]*)$", "", name))

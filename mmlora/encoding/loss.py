@@ -128,6 +128,7 @@ def needs_own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> bool:
         with exact:  # a connector that learns in float32 needs the caller's autocast to meet towers in half precision
             (ours, tokens), (theirs, _) = batch_loss(model, batch), batch_loss(model, batch, own=True)
     finally:
+        torch.clear_autocast_cache()  # older torch would go on with these casts, which have no gradient
         for module in training:
             module.training = True
     head = inner.get_output_embeddings()

@@ -30,14 +30,21 @@ from mmlora.encoding.loss import batch_loss, needs_own_loss, on_device
 from mmlora.encoding.sample import Sample, collate
 from mmlora.encoding.samples import Samples, without_pixels
 from mmlora.models import processes
-from mmlora.models.memory import give_back, in_parts
+from mmlora.models.memory import HELD, give_back, in_parts
 from mmlora.models.precision import mixed, precision
 from mmlora.models.vlm import base_model, decoder_layers
 
 STRIDE = 4  # tokens; batches' lengths are multiples of it, so that the memory of one step fits the next
 BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
-WINDOW = 256  # samples that are encoded and sorted by length at a time: their pictures are in memory together
+WINDOW = (
+    256  # samples that are encoded and sorted by length at a time, or fewer where their pictures are large (`HELD`)
+)
+MANY, TOLD = 1000, 32  # samples that could fill a disk, and how many of them tell how large the cache will be
 FILES = ("hidden", "rows.safetensors", "manifest.json")
+
+
+class NoRoom(CacheError):
+    """A prefix cache that would be larger than what the disk has free."""
 
 
 class PrefixCache:
@@ -63,7 +70,7 @@ class PrefixCache:
     def build(cls, model: nn.Module, samples: Samples, folder: Path | str) -> PrefixCache:
         """Compute what is missing under `folder`; a cache of the same weights and samples is used again.
 
-        Raises `CacheError` on a full or unwritable disk, when the folder holds anything else, and for sharded weights; a
+        Raises `NoRoom` where the disk has too little of it, `CacheError` on an unwritable disk, when the folder holds anything else, and for sharded weights; a
         half-written cache is never used, and an old one stays until the new one is complete.
         """
         if processes.sharded():
@@ -79,6 +86,7 @@ class PrefixCache:
         found = cls._found(folder, key, samples)
         if all(processes.gathered(found is not None)) and found:
             return found
+        _refuse_full_disk(model, samples, folder)
         aside, training = folder.with_name(folder.name + ".part"), model.training
         try:
             if others := [p.name for p in folder.iterdir() if p.name not in FILES] if folder.exists() else []:
@@ -152,6 +160,15 @@ class PrefixCache:
             yield batch
 
 
+def cached(model: nn.Module, samples: Samples, folder: Path) -> PrefixCache | Samples:
+    """`PrefixCache.build`, or the samples themselves where the disk has no room for it, and says so."""
+    try:
+        return PrefixCache.build(model, samples, folder)
+    except NoRoom as full:
+        print(f"{full}. Training goes on without it, which is slower")
+        return samples
+
+
 def _key(model: nn.Module, samples: Samples, first: int) -> str:
     """Hash of the samples, of every frozen tensor below the boundary, and of the numbers that are multiplied."""
     digest = hashlib.sha256(f"{samples.fingerprint} {first} {precision()}".encode())
@@ -206,8 +223,7 @@ def _written(
             return lower(model, batch, first).cpu()
 
     with tqdm(total=len(stretch), desc="frozen prefix", unit="sample", disable=not processes.first()) as bar:
-        for window in range(0, len(stretch), WINDOW):
-            encoded = [samples[i] for i in stretch[window : window + WINDOW]]
+        for encoded in _windows(samples, stretch):
             starts = file.tell() // (2 * width) + np.concatenate([[0], np.cumsum([len(s) for s in encoded])])
             placed = sorted(zip(starts.tolist(), encoded), key=lambda pair: len(pair[1]))
             for part, hidden in in_parts(prefix, placed, BATCH):
@@ -226,8 +242,36 @@ def _written(
     return kept
 
 
+def _windows(samples: Samples, stretch: range) -> Iterator[list[Sample]]:
+    """The samples of this stretch, encoded, as many at a time as may lie in memory together."""
+    window: list[Sample] = []
+    held = 0
+    for i in stretch:
+        window.append(samples[i])
+        held += window[-1].nbytes
+        if len(window) == WINDOW or held > HELD or i == stretch[-1]:
+            yield window
+            window, held = [], 0
+
+
+def _refuse_full_disk(model: nn.Module, samples: Samples, folder: Path) -> None:
+    """Raise `NoRoom` before the work begins, told from a few samples; few altogether fill no disk."""
+    if len(samples) < MANY:
+        return
+    few = range(0, len(samples), max(1, len(samples) // TOLD))
+    tokens = sum(len(samples[i]) for i in few) * len(samples) / len(few)
+    needed = 2 * tokens * base_model(model).config.get_text_config().hidden_size
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if any(processes.gathered(needed > free)):
+        raise NoRoom(
+            f"the prefix cache of {len(samples):,} samples takes about {needed / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB "
+            "free: free some space, use fewer training problems, or name another folder"
+        )
+
+
 def _not_finite(part: Sequence[Sample], dtype: torch.dtype) -> CacheError:
     return CacheError(
-        f"states of one of the samples {', '.join(sample.id for sample in part[:8])}, … are not finite in {dtype}: set MMLORA_PRECISION=float32 in the "
-        "environment and begin anew, or choose another model"
+        f"states of one of the samples {', '.join(sample.id for sample in part[:8])}, … are not finite in {dtype}: begin anew with --precision float32 "
+        "(MMLORA_PRECISION in the environment), with --four-bit where it does not fit a card then, or choose another model"
     )

@@ -41,6 +41,11 @@ class Sample:
         return len(self.labels)
 
     @property
+    def nbytes(self) -> int:
+        """What it takes in memory, its pictures included."""
+        return sum(t.nbytes for t in (*self.tokens.values(), self.labels, *self.pictures.values()))
+
+    @property
     def input_ids(self) -> torch.Tensor:
         return self.tokens["input_ids"]
 

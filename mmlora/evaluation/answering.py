@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from mmlora.encoding.answers import parse_answer, parse_lmms, parse_official
 from mmlora.encoding.prompts import asked, lmms_prompt, prompt_text, target_text
-from mmlora.encoding.sample import reply_tokens
+from mmlora.encoding.sample import encode, reply_tokens
 from mmlora.errors import MMLoraError
-from mmlora.evaluation.inference import evaluating, generate
+from mmlora.evaluation.inference import FINITE, evaluating, generate
 from mmlora.evaluation.likelihood import log_likelihoods
 from mmlora.evaluation.scores import Method, Prediction
 from mmlora.models import processes
-from mmlora.models.memory import give_back, in_parts
+from mmlora.models.memory import HELD, give_back, in_parts
 from mmlora.models.vlm import VLM
 from mmlora.problems.record import LETTERS, Problem
 
@@ -93,6 +93,7 @@ def _answered(
     progress: bool,
 ) -> tuple[list[Prediction], int, int]:
     """What `evaluate` promises, of this process's share, and how many answers were cut and how many guessed."""
+    batch_size = min(batch_size, _together(vlm, problems))
     orders = [_order(problem, shuffle_seed) for problem in problems]
     shown = [problem.reordered(order) for problem, order in zip(problems, orders)]
     answers: dict[int, Prediction] = {}
@@ -119,6 +120,12 @@ def _answered(
     return [answers[i] for i in range(len(problems))], cut, guessed
 
 
+def _together(vlm: VLM, problems: Sequence[Problem]) -> int:
+    """How many problems' pictures may lie in memory together, told from one: a processor that cuts pictures makes many."""
+    seen = next((problem for problem in problems if problem.image is not None), None)
+    return len(problems) if seen is None else max(1, HELD // encode(vlm.processor, asked(seen)).nbytes)
+
+
 def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple[int, str, tuple[float, ...]]]:
     """(choice, text, scores) of each problem by the likelihood of its answers or of their letters."""
     if method == "letter":
@@ -132,7 +139,7 @@ def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple
     found = []
     for problem, options, scores in zip(problems, texts, log_likelihoods(vlm, [asked(p) for p in problems], tokens)):
         if not np.isfinite(scores).all():
-            raise EvaluationError(f"problem {problem.id}: the model's scores are not finite; load it in float32")
+            raise EvaluationError(f"problem {problem.id}: the model's scores are not finite; {FINITE}")
         best = int(np.argmax(scores))
         found.append((best, options[best], tuple(scores)))
     return found

@@ -18,19 +18,31 @@ from mmlora.adapters.fused import fused
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import on_device
 from mmlora.encoding.sample import SAID, Sample, collate, encode
+from mmlora.errors import MMLoraError
 from mmlora.models import processes
-from mmlora.models.precision import mixed
+from mmlora.models.precision import mixed, products
 from mmlora.models.vlm import VLM, base_model
+
+FINITE = (
+    "take --precision float32 (MMLORA_PRECISION in the environment), with --four-bit where it does not fit a card then"
+)
+
+
+class InferenceError(MMLoraError):
+    """A model that says nothing that could be read; the message says what to do."""
 
 
 def generate(vlm: VLM, conversations: Sequence[Conversation], max_new_tokens: int) -> tuple[list[str], int]:
     """Greedy replies to the prompts, and how many of them did not reach their end token.
 
-    The batch shrinks as replies end: a row that has said everything costs nothing more.
+    The batch shrinks as replies end: a row that has said everything costs nothing more. Raises `InferenceError` where the
+    first logits are not finite, as some models' are in float16.
     """
     tokenizer, pad = vlm.processor.tokenizer, _pad(vlm)
     batch = left_padded(vlm, [encode(vlm.processor, conversation) for conversation in conversations])
     out, speech = begun(vlm, batch, 1)
+    if not out.logits.isfinite().all():
+        raise InferenceError(f"what {vlm.name} would say next is not finite in {products()}; {FINITE}")
     said = torch.full((len(conversations), max_new_tokens), pad, device=batch["input_ids"].device)
     speaking = torch.arange(len(said), device=said.device)
     for at in range(max_new_tokens):

@@ -20,11 +20,18 @@ from mmlora.errors import MMLoraError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+HELD = 2**30  # bytes of encoded samples that may lie in memory together
+NO_ROOM = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # what accelerate does not take for it
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # names of glibc's malloc.h
 
 
 class OutOfMemory(MMLoraError):
     """A single sample that does not fit; the message says what to do."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory ran out, a card's or the processor's."""
+    return should_reduce_batch_size(error) or any(words in str(error) for words in NO_ROOM)
 
 
 def in_parts(
@@ -40,7 +47,7 @@ def in_parts(
         try:
             result = compute(part)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not out_of_memory(error):
                 raise
             if len(part) == 1:
                 raise OutOfMemory(

@@ -36,6 +36,16 @@ def set_side(processor: Any, side: int) -> None:
     pictures.size = type(pictures.size)(**changed)
 
 
+def see_all(processor: Any) -> None:
+    """Let a processor that cuts a picture's middle out (LLaVA's) squeeze the whole picture into its square instead.
+
+    SmolVLM's `size` here is a square too. LLaVA itself learned from pictures with a margin, which this is not.
+    """
+    pictures = getattr(processor, "image_processor", None)
+    if getattr(pictures, "do_center_crop", False):
+        pictures.size, pictures.do_center_crop = type(pictures.size)(**dict(pictures.crop_size)), False
+
+
 def visual_tokens(processor: Any, width: int = 512, height: int = 384) -> int:
     """How many tokens a picture of this size takes, counted by letting the processor write them."""
     if processor.image_token is None:

@@ -28,7 +28,7 @@ from mmlora.models import catalog, hub, processes
 from mmlora.models.base import Base
 from mmlora.models.memory import reuse_blocks
 from mmlora.models.precision import device, nf4, weights_dtype
-from mmlora.models.resolution import set_side, visual_tokens
+from mmlora.models.resolution import see_all, set_side, visual_tokens
 
 
 class UnknownModel(MMLoraError):
@@ -111,14 +111,18 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
             f"{name} writes no words (it is a {config.model_type}); give a vision-language model, or a language model"
         )
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    placed = {"quantization_config": nf4(), "device_map": {"": device()}} if four_bit else {}
+    on_card = four_bit or (device().type == "cuda" and not processes.sharded())  # not through main memory first
+    placed: dict[str, Any] = {"device_map": {"": device()}} if on_card else {}
+    if four_bit:
+        placed["quantization_config"] = nf4()
     model = kind.from_pretrained(folder, dtype=weights_dtype(), use_safetensors=True, **placed)
     if processes.sharded():
         processes.shard(decoder_layers(model))
-    if not four_bit:
+    if not on_card:
         model = model.to(device())
     bases.mark(model, base)
     processor: Any = (AutoProcessor if sees else TextProcessor).from_pretrained(folder)
+    see_all(processor)
     if side is not None:
         set_side(processor, side)
         print(f"a picture of 512 x 384 pixels takes {visual_tokens(processor)} tokens")

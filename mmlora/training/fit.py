@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from mmlora.adapters.fused import fused
 from mmlora.adapters.lora import AdapterError
 from mmlora.adapters.towers import Tower, gradient_norms, training_mode
 from mmlora.models import processes
-from mmlora.models.memory import give_back
+from mmlora.models.memory import give_back, out_of_memory
 from mmlora.models.precision import attention, precision
 from mmlora.training import checkpoint, resume
 from mmlora.training.clock import Clock
@@ -193,7 +193,7 @@ class _Run:
                 total, tokens = self.accumulate([share[at : at + size] for at in range(0, most, size)], batch[:1])
                 break
             except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+                if not out_of_memory(error):
                     raise
                 if size == 1 or processes.sharded():  # the others wait in a forward pass that takes all
                     raise TrainingError(

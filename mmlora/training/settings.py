@@ -34,13 +34,18 @@ class TrainingSet(Protocol):
         """The loss (0-dim) summed over the supervised tokens of these samples, and the number of those tokens."""
 
 
+WIDTH = 576  # of the decoder that the rate was searched with, SmolLM2-135M's
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train; exactly one of `minutes` and `steps` is given."""
 
     minutes: float | None = None  # wall-clock, checkpoints included: a run ends when it was promised to
     steps: int | None = None  # optimizer steps instead, for runs that must repeat exactly
-    learning_rate: float = 2e-3  # the peak; LoRA takes more than ten times the rate of full tuning
+    learning_rate: float = (
+        2e-3  # the peak, for decoders up to `WIDTH`; LoRA takes more than ten times the rate of full tuning
+    )
     warmup_share: float = 0.05  # of the budget; before that Adam's moments are noise
     batch_size: int = 8  # samples a step; in an hour on a small machine steps are scarcer than samples
     micro_batch_size: int | None = None  # samples a forward pass, where a whole batch does not fit in memory
@@ -60,3 +65,12 @@ class TrainSettings:
                 raise TrainingError(f"{name} is {getattr(self, name)}; give a number above 0")
         if not 0 <= self.warmup_share < 1:
             raise TrainingError(f"warmup_share is {self.warmup_share}; give a share from 0 to below 1")
+
+
+def usual_rate(width: int) -> float:
+    """The peak rate for a decoder whose states are `width` numbers: from `WIDTH` on it falls as one over the width.
+
+    Adam's does so in muP (arXiv 2203.03466). At 4,096 this gives 2.8e-4, where LLaVA-1.5's LoRA recipe has 2e-4 (arXiv
+    2310.03744). Measured here at 576 only.
+    """
+    return TrainSettings.learning_rate * min(1.0, WIDTH / width)
