@@ -43,7 +43,7 @@ from mmlora.training.probe import Probe
 from mmlora.training.resume import claim, put_aside
 from mmlora.training.settings import TrainingSet
 
-#: An untrained model rarely says an answer, so it is asked which one it holds for likeliest.
+#: An untrained model often says no answer, so it is asked which one it holds for likeliest.
 BASE_METHOD: Method = "likelihood"
 TOGETHER = 64  # answers at a time: a small model's generation is bound by memory, not by products
 SPARE = 16  # tokens that an answer may be longer than any that was taught

@@ -86,7 +86,7 @@ def test_on_a_local_install_it_does_nothing(tmp_path):
 
 def test_a_kernel_of_ones_own_without_mmlora_is_named_and_left_alone(colab_like, tmp_path):
     python, site = colab_like
-    done = run_cell(python, tmp_path, project(tmp_path / "project", "numpy>=2.0"), "COLAB_RELEASE_TAG")
+    done = run_cell(python, tmp_path, project(tmp_path / "project", "numpy>=2.0"), "COLAB_RELEASE_TAG", "MMLORA_SOURCE")
     assert done.returncode != 0 and "this kernel has no mmlora" in done.stderr
     assert not (site / "mmlora-0.dist-info").exists()
 

@@ -145,7 +145,7 @@ def test_pictures_that_are_large_together_are_answered_a_few_at_a_time(vlm, prob
 def test_a_model_whose_words_are_not_finite_is_named(vlm, problems, monkeypatch):
     head = vlm.model.get_output_embeddings()
     monkeypatch.setattr(head, "weight", torch.nn.Parameter(head.weight * torch.inf))
-    with pytest.raises(InferenceError, match="is not finite in float32; take --precision float32"):
+    with pytest.raises(InferenceError, match="is not finite in float32; choose another model"):
         answering.evaluate(vlm, problems, "generate", progress=False)
 
 

@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 if not importlib.util.find_spec("mmlora"):
-    if not {"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"} & set(os.environ):
-        raise ImportError("this kernel has no mmlora: choose the kernel of mmlora's .venv (docs/install.md)")
+    if not {"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "MMLORA_SOURCE"} & set(os.environ):
+        raise ImportError("this kernel has no mmlora: choose that of mmlora's environment (docs/install.md)")
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision", "numpy")]
     Path("kept.txt").write_text("\\n".join(kept))
     source = os.environ.get("MMLORA_SOURCE", "git+$repository")

@@ -72,6 +72,19 @@ def table(folder: Path = RESULTS / "recipe", told_of: dict[str, str] = ROWS, nam
     return markdown((named, *HEADER[1:], PAIRED.format(first)), rows)
 
 
+def after_an_hour(folder: Path = RESULTS) -> str:
+    """The recorded hour, and those of results/recipe/hour/ that differ from it in one thing, on the same test problems."""
+    parts, own = ("align", "cache", "train", "score"), load_predictions(folder / HOUR / "predictions.jsonl")
+    first = next(iter(ROWS))
+    rows = [[*row(first, ROWS[first], Metrics.load(folder / f"{HOUR}.json"), parts), "–"]]
+    for name, told in ROWS.items():
+        path = folder / "recipe" / "hour" / f"{name}.json"
+        if path.is_file():
+            gap = _gap(load_predictions(path.with_suffix(".jsonl")), own)
+            rows.append([*row(name, told, Metrics.load(path), parts), gap])
+    return markdown((*HEADER, PAIRED.format(first)), rows)
+
+
 def earlier(folder: Path = RESULTS / "earlier" / "recipe") -> str:
     runs = {name: Metrics.load(folder / f"{name}.json") for name in EARLIER}
     rows = [[*row(name, EARLIER[name], m), f"{m.blank_image['IMG']:.1f}"] for name, m in runs.items()]
@@ -118,7 +131,8 @@ def seeds(folder: Path = RESULTS / "earlier") -> str:
 def tables() -> dict[str, str]:
     """By marker name."""
     uncaptioned = table(RESULTS / "without_captions", UNCAPTIONED, "way", "align")
-    return {"recipe": table(), "uncaptioned": uncaptioned, "earlier": earlier(), "hours": hours(), "seeds": seeds()}
+    runs = {"recipe": table(), "recipe-hour": after_an_hour(), "earlier": earlier()}
+    return {**runs, "uncaptioned": uncaptioned, "hours": hours(), "seeds": seeds()}
 
 
 if __name__ == "__main__":

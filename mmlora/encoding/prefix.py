@@ -31,7 +31,7 @@ from mmlora.encoding.sample import Sample, collate
 from mmlora.encoding.samples import Samples, without_pixels
 from mmlora.models import processes
 from mmlora.models.memory import HELD, give_back, in_parts
-from mmlora.models.precision import mixed, precision
+from mmlora.models.precision import finite, mixed, precision
 from mmlora.models.vlm import base_model, decoder_layers
 
 STRIDE = 4  # tokens; batches' lengths are multiples of it, so that the memory of one step fits the next
@@ -70,8 +70,8 @@ class PrefixCache:
     def build(cls, model: nn.Module, samples: Samples, folder: Path | str) -> PrefixCache:
         """Compute what is missing under `folder`; a cache of the same weights and samples is used again.
 
-        Raises `NoRoom` where the disk has too little of it, `CacheError` on an unwritable disk, when the folder holds anything else, and for sharded weights; a
-        half-written cache is never used, and an old one stays until the new one is complete.
+        Raises `NoRoom` where the disk has too little of it, `CacheError` on an unwritable disk, when the folder holds anything
+        else, and for sharded weights; a half-written cache is never used, and an old one stays until the new one is complete.
         """
         if processes.sharded():
             raise CacheError("weights that are spread over processes are not cached: train on the `Samples` themselves")
@@ -86,7 +86,6 @@ class PrefixCache:
         found = cls._found(folder, key, samples)
         if all(processes.gathered(found is not None)) and found:
             return found
-        _refuse_full_disk(model, samples, folder)
         aside, training = folder.with_name(folder.name + ".part"), model.training
         try:
             if others := [p.name for p in folder.iterdir() if p.name not in FILES] if folder.exists() else []:
@@ -95,6 +94,7 @@ class PrefixCache:
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir(parents=True)
             processes.wait()
+            _refuse_full_disk(model, samples, aside)
             if not _fill(model.eval(), samples, first, aside, key):
                 print("some states are too large for float16; keeping all of them in bfloat16, which has fewer digits")
                 _fill(model, samples, first, aside, key, torch.bfloat16)
@@ -165,7 +165,8 @@ def cached(model: nn.Module, samples: Samples, folder: Path) -> PrefixCache | Sa
     try:
         return PrefixCache.build(model, samples, folder)
     except NoRoom as full:
-        print(f"{full}. Training goes on without it, which is slower")
+        if processes.first():
+            print(f"{full}. Training goes on without it, which is slower")
         return samples
 
 
@@ -261,17 +262,16 @@ def _refuse_full_disk(model: nn.Module, samples: Samples, folder: Path) -> None:
     few = range(0, len(samples), max(1, len(samples) // TOLD))
     tokens = sum(len(samples[i]) for i in few) * len(samples) / len(few)
     needed = 2 * tokens * base_model(model).config.get_text_config().hidden_size
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if any(processes.gathered(needed > free)):
+    if processes.count() > 1:  # a stretch is copied before it is given up
+        needed *= 1 + 1 / processes.count()
+    free = min(processes.gathered(shutil.disk_usage(folder).free))
+    if needed > free:
         raise NoRoom(
-            f"the prefix cache of {len(samples):,} samples takes about {needed / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB "
-            "free: free some space, use fewer training problems, or name another folder"
+            f"the prefix cache of {len(samples):,} samples takes about {needed / 1e9:.1f} GB, and {folder.parent} has "
+            f"{free / 1e9:.1f} GB free: free some space, use fewer training problems, or name another folder"
         )
 
 
 def _not_finite(part: Sequence[Sample], dtype: torch.dtype) -> CacheError:
-    return CacheError(
-        f"states of one of the samples {', '.join(sample.id for sample in part[:8])}, … are not finite in {dtype}: begin anew with --precision float32 "
-        "(MMLORA_PRECISION in the environment), with --four-bit where it does not fit a card then, or choose another model"
-    )
+    names = ", ".join(sample.id for sample in part[:8])
+    return CacheError(f"states of one of the samples {names}, … are not finite in {dtype}; {finite()}")

@@ -19,11 +19,12 @@ from mmlora.encoding.answers import parse_answer, parse_lmms, parse_official
 from mmlora.encoding.prompts import asked, lmms_prompt, prompt_text, target_text
 from mmlora.encoding.sample import encode, reply_tokens
 from mmlora.errors import MMLoraError
-from mmlora.evaluation.inference import FINITE, evaluating, generate
+from mmlora.evaluation.inference import evaluating, generate
 from mmlora.evaluation.likelihood import log_likelihoods
 from mmlora.evaluation.scores import Method, Prediction
 from mmlora.models import processes
 from mmlora.models.memory import HELD, give_back, in_parts
+from mmlora.models.precision import finite
 from mmlora.models.vlm import VLM
 from mmlora.problems.record import LETTERS, Problem
 
@@ -139,7 +140,7 @@ def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple
     found = []
     for problem, options, scores in zip(problems, texts, log_likelihoods(vlm, [asked(p) for p in problems], tokens)):
         if not np.isfinite(scores).all():
-            raise EvaluationError(f"problem {problem.id}: the model's scores are not finite; {FINITE}")
+            raise EvaluationError(f"problem {problem.id}: the model's scores are not finite; {finite()}")
         best = int(np.argmax(scores))
         found.append((best, options[best], tuple(scores)))
     return found

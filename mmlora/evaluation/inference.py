@@ -20,12 +20,8 @@ from mmlora.encoding.loss import on_device
 from mmlora.encoding.sample import SAID, Sample, collate, encode
 from mmlora.errors import MMLoraError
 from mmlora.models import processes
-from mmlora.models.precision import mixed, products
+from mmlora.models.precision import finite, mixed, products
 from mmlora.models.vlm import VLM, base_model
-
-FINITE = (
-    "take --precision float32 (MMLORA_PRECISION in the environment), with --four-bit where it does not fit a card then"
-)
 
 
 class InferenceError(MMLoraError):
@@ -42,7 +38,7 @@ def generate(vlm: VLM, conversations: Sequence[Conversation], max_new_tokens: in
     batch = left_padded(vlm, [encode(vlm.processor, conversation) for conversation in conversations])
     out, speech = begun(vlm, batch, 1)
     if not out.logits.isfinite().all():
-        raise InferenceError(f"what {vlm.name} would say next is not finite in {products()}; {FINITE}")
+        raise InferenceError(f"what {vlm.name} would say next is not finite in {products()}; {finite()}")
     said = torch.full((len(conversations), max_new_tokens), pad, device=batch["input_ids"].device)
     speaking = torch.arange(len(said), device=said.device)
     for at in range(max_new_tokens):

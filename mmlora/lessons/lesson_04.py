@@ -83,7 +83,7 @@ QUIZ = (
         "Why is the base model scored by likelihood and the trained one by what it says?",
         (
             "It makes the gain look larger.",
-            "The base rarely says one of the choices, so likelihood is the kindest way to ask it.",
+            "The base often says none of the choices, so likelihood is the kindest way to ask it.",
             "Likelihood does not work after training.",
         ),
         1,

@@ -98,6 +98,13 @@ def weights_dtype() -> torch.dtype:
     return DTYPES[precision()] if device().type == "cuda" else torch.float32
 
 
+def finite() -> str:
+    """What to do about states that are not finite."""
+    if precision() == "no":
+        return "choose another model"
+    return "take --precision float32 (MMLORA_PRECISION in the environment), with --four-bit where it does not fit a card then"
+
+
 def nf4() -> BitsAndBytesConfig:
     """The configuration of 4-bit weights. Raises `PrecisionError` where they cannot be had."""
     if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -112,7 +113,8 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
         )
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     on_card = four_bit or (device().type == "cuda" and not processes.sharded())  # not through main memory first
-    placed: dict[str, Any] = {"device_map": {"": device()}} if on_card else {}
+    card = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else device()
+    placed: dict[str, Any] = {"device_map": {"": card}} if on_card else {}
     if four_bit:
         placed["quantization_config"] = nf4()
     model = kind.from_pretrained(folder, dtype=weights_dtype(), use_safetensors=True, **placed)
