@@ -76,7 +76,7 @@ class Settings:
     )
 
     rank: int = _setting(
-        16, "Adapter", "Rank of each LoRA product; after five minutes 4 was worse and 64 better (docs/recipe.md)."
+        16, "Adapter", "Rank of each LoRA product; 4 learns more slowly, and 64 is no better after an hour (docs/recipe.md)."
     )
     alpha: int | None = _setting(None, "Adapter", "Its scale, divided by the rank; none is twice the rank.")
     first_layer: int | None = _setting(
@@ -190,7 +190,7 @@ class Settings:
 
     def training(self, minutes: float | None) -> TrainSettings:
         """What `fit` needs: these minutes, or the steps where the settings count them."""
-        rate = TRAIN["learning_rate"] if self.learning_rate is None else self.learning_rate
+        rate = self.learning_rate or TrainSettings.learning_rate
         budget = {"steps": self.steps} if self.steps is not None else {"minutes": minutes}
         return TrainSettings(**budget, learning_rate=rate, batch_size=self.batch_size, seed=self.seed, fused=self.fused)
 

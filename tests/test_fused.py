@@ -104,7 +104,7 @@ def test_attention_on_a_card_is_attention(length, masked):
     query, key, value = wide(2, 6, length, 4), wide(2, 3, 5, 4), wide(2, 3, 5, 4)
     mask = torch.ones(5, 5).tril().bool().expand(2, 1, 5, 5)[:, :, -length:].clone()
     mask[1, :, :, 0] = not masked  # one row begins later
-    mask[1, :, 0, :2] |= length > 1
+    mask[1, :, 0, 1] |= masked
     heads = (t.repeat_interleave(2, 1) for t in (key, value))
     theirs = nn.functional.scaled_dot_product_attention(query, *heads, mask, scale=0.3)
     assert torch.allclose(attended_on_card(query, key, value, mask if masked else None, 0.3), theirs)

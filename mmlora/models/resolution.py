@@ -39,9 +39,9 @@ def set_side(processor: Any, side: int) -> None:
 def see_all(processor: Any) -> None:
     """Let a processor that cuts a picture's middle out (LLaVA's) squeeze the whole picture into its square instead.
 
-    SmolVLM's `size` here is a square too. LLaVA itself learned from pictures with a margin, which this is not.
+    LLaVA itself learned from squares with a margin, which this is not.
     """
-    pictures = getattr(processor, "image_processor", None)
+    pictures: Any = getattr(processor, "image_processor", None)
     if getattr(pictures, "do_center_crop", False):
         pictures.size, pictures.do_center_crop = type(pictures.size)(**dict(pictures.crop_size)), False
 
