@@ -43,6 +43,7 @@ from mmlora.training.probe import Probe
 from mmlora.training.settings import TrainSettings
 
 MARKS = (60, 70, 80, 85)  # per cent
+SPARE = 16  # tokens that an answer may be longer than the longest that is taught
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Exam:
 
     vlm: VLM
     problems: list[Problem]
+    limit: int  # tokens of an answer
     began: float = field(default_factory=perf_counter)
     asking: float = 0.0  # seconds so far
     answers: list[dict] = field(default_factory=list)
@@ -60,7 +62,8 @@ class Exam:
 
     def ask(self, model: nn.Module) -> dict:
         at, began = self.minutes(), perf_counter()
-        said = evaluate(self.vlm.with_model(model), self.problems, "generate", batch_size=64, progress=False)
+        said = evaluate(self.vlm.with_model(model), self.problems, "generate", batch_size=64, max_new_tokens=self.limit,
+                        progress=False)  # fmt: skip
         found = {"minutes": round(at, 2), "correct": sum(answer.correct for answer in said), "n": len(said)}
         self.answers.append(found)
         print(found, flush=True)
@@ -154,9 +157,10 @@ def main(
         load_problems("minisqa", "train", Budget(minutes).train_problems),
         load_problems("minisqa", "validation", problems),
     )
-    samples = Samples(vlm, [taught(problem, "explanation_answer") for problem in train])
+    lessons = [taught(problem, "explanation_answer") for problem in train]
+    samples, replies = Samples(vlm, lessons), vlm.processor.tokenizer([lesson.reply for lesson in lessons])["input_ids"]
     shares = [0.9 * (i + 1) / moments for i in range(moments)]  # the last one must still fit in
-    exam, state = Exam(vlm, asked), machine.git_state()
+    exam, state = Exam(vlm, asked, max(map(len, replies)) + SPARE), machine.git_state()
     with tempfile.TemporaryDirectory() as folder:
         seen = CONTENDERS[contender](exam, samples, TrainSettings(minutes=minutes, seed=seed), shares, Path(folder))
     record = {
