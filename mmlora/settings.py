@@ -76,7 +76,9 @@ class Settings:
     )
 
     rank: int = _setting(
-        16, "Adapter", "Rank of each LoRA product; 4 learns more slowly, and 64 is no better after an hour (docs/recipe.md)."
+        16,
+        "Adapter",
+        "Rank of each LoRA product; 4 learns more slowly, and 64 is no better after an hour (docs/recipe.md).",
     )
     alpha: int | None = _setting(None, "Adapter", "Its scale, divided by the rank; none is twice the rank.")
     first_layer: int | None = _setting(
