@@ -201,7 +201,7 @@ def test_a_run_aligns_first_and_keeps_what_was_learned(folder, tmp_path, monkeyp
     run = Experiment(settings, tmp_path / "run")
     metrics = run.run()
     record = json.loads((tmp_path / "run" / "align.json").read_text())
-    assert record["captioned"] == 24 == len(run.train) and metrics.minutes["align"] > 0
+    assert record["captioned"] == 24 == len(run.train) and run.budget.spent["align"] > 0
     assert list(run.samples.ids) == [problem.id for problem in splits["train"]], "nothing of the test was learned from"
     assert metrics.base_model["weights"] != load_base(folder).base.weights
     assert (tmp_path / "run" / "adapter" / FILE).is_file()
