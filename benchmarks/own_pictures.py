@@ -16,7 +16,6 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -27,6 +26,7 @@ from PIL import Image
 
 from mmlora import Experiment, Settings
 from mmlora.evaluation.scores import score
+from mmlora.files import sha256_of_all
 from mmlora.lessons import signs
 from mmlora.paths import RESULTS
 from mmlora.reporting import machine
@@ -112,14 +112,6 @@ def write(name: str, folder: Path, source: Path | None) -> dict[str, int]:
     return counts
 
 
-def digest(folder: Path) -> str:
-    """Of all tables and pictures, so that somebody else can tell whether theirs are the same."""
-    whole = sha256()
-    for file in sorted(folder.iterdir()):
-        whole.update(f"{file.name}\n".encode() + file.read_bytes())
-    return whole.hexdigest()
-
-
 def main(
     name: Annotated[str, typer.Argument(help="digits, signs or stamps")],
     minutes: Annotated[float, typer.Option(help="of the whole run")] = 15,
@@ -142,7 +134,9 @@ def main(
         record = {
             "set": name,
             "problems": counts,
-            "sha256": digest(folder),
+            "sha256": sha256_of_all(
+                sorted(folder.iterdir())
+            ),  # tables and pictures: whether somebody else's are the same
             "align": json.loads((run / "align.json").read_text(encoding="utf-8")),
             "run": asdict(metrics),
             "text_only": {**score(*blind).to_dict(), **told},

@@ -32,6 +32,7 @@ from mmlora.encoding.prompts import taught
 from mmlora.encoding.sample import collate
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import evaluate
+from mmlora.experiment import SPARE
 from mmlora.models.vlm import VLM, decoder_layers
 from mmlora.paths import RESULTS
 from mmlora.problems.load import load_problems
@@ -44,7 +45,6 @@ from mmlora.training.settings import TrainSettings
 
 MARKS = (60, 70, 80, 85)  # per cent
 LAST = 0.84  # of the budget: when it is asked for the last time, a minute or more, which must still fit in
-SPARE = 16  # tokens that an answer may be longer than the longest that is taught
 
 
 @dataclass

@@ -167,8 +167,8 @@ class Experiment:
         trial = self.test[:: max(1, len(self.test) // TRIAL)][:TRIAL]
         with self.budget.watch("score"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the untrained model rambles until it is cut
-            few = self.vlm.model.device.type == "cpu"  # a card's batch takes as long as its longest reply
-            tokens = self.reply_lengths[9 * len(self.taught) // 10 if few else -1]
+            on_card = self.vlm.model.device.type != "cpu"  # where a batch takes as long as its longest reply
+            tokens = self.reply_lengths[-1 if on_card else 9 * len(self.taught) // 10]
             for some in (trial[:1], trial):  # the first answer on a card takes as long as a hundred
                 began = perf_counter()
                 evaluate(

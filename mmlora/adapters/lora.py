@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from mmlora.adapters.towers import Tower, tower_of, towers
 from mmlora.errors import MMLoraError
-from mmlora.models.base import unmark
+from mmlora.models.base import stored_as, unmark
 from mmlora.models.vlm import base_model
 
 BESIDE = "mmlora_beside"  # a base's attribute: the parameters that were loaded beside an adapter, with their own values
@@ -85,7 +85,7 @@ def merge(model: PeftModel) -> PreTrainedModel:
     An adapter that was trained on the old one is refused. What was trained beside the adapter stays, too. Raises
     `AdapterError` over weights in four bits: rounded once more, part of the adapter would be lost.
     """
-    if getattr(base_model(model), "is_loaded_in_4bit", False):
+    if stored_as(model) == "nf4":
         raise AdapterError(
             "four bits cannot hold base and adapter together; load the base without four_bit, then merge"
         )

@@ -36,9 +36,7 @@ from mmlora.models.vlm import base_model, decoder_layers
 
 STRIDE = 4  # tokens; batches' lengths are multiples of it, so that the memory of one step fits the next
 BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
-WINDOW = (
-    256  # samples that are encoded and sorted by length at a time, or fewer where their pictures are large (`HELD`)
-)
+WINDOW = 256  # samples that are encoded and sorted by length at a time; fewer where their pictures are large (`HELD`)
 MANY, TOLD = 1000, 32  # samples that could fill a disk, and how many of them tell how large the cache will be
 FILES = ("hidden", "rows.safetensors", "manifest.json")
 

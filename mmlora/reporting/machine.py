@@ -74,7 +74,8 @@ def _of_processor(key: str) -> str:
 
 
 def _instructions() -> list[str]:
-    return [name for name in INSTRUCTIONS if name in _of_processor("flags").split()]
+    known = _of_processor("flags").split()
+    return [name for name in INSTRUCTIONS if name in known]
 
 
 def _cpu_name() -> str:

@@ -43,9 +43,7 @@ class TrainSettings:
 
     minutes: float | None = None  # wall-clock, checkpoints included: a run ends when it was promised to
     steps: int | None = None  # optimizer steps instead, for runs that must repeat exactly
-    learning_rate: float = (
-        2e-3  # the peak, for decoders up to `WIDTH`; LoRA takes more than ten times the rate of full tuning
-    )
+    learning_rate: float = 2e-3  # the peak up to `WIDTH`; LoRA takes more than ten times the rate of full tuning
     warmup_share: float = 0.05  # of the budget; before that Adam's moments are noise
     batch_size: int = 8  # samples a step; in an hour on a small machine steps are scarcer than samples
     micro_batch_size: int | None = None  # samples a forward pass, where a whole batch does not fit in memory
