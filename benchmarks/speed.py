@@ -5,7 +5,8 @@
     python benchmarks/speed.py --model smolvlm-256m  # that architecture with random weights
 
 (a) transformers' Trainer with peft, all decoder layers; (b) TRL's SFTTrainer as it comes for a picture model, the loss on the
-completion only, and without its recomputation of activations, which is on by default and slower; (c) ours, nothing cached, all layers; (d) ours, pictures cached, all layers; (e) ours, upper half, cached up
+completion only, and without its recomputation of activations, which is on by default and slower; (a_held) and (b_held) the same
+with frozen weights held in bfloat16, where that is multiplied, so that no step converts them; (c) ours, nothing cached, all layers; (d) ours, pictures cached, all layers; (e) ours, upper half, cached up
 to there; (before) the same as e through the plain layers of transformers and peft. Every contender sees the same problems in the
 same batches, the same rank, seed and optimizer, and its whole loop is timed, data included. Writes results/speed/MODEL.json, on a card MODEL-CARD.json; what it
 holds of other numbers stays, each with its own machine, versions and date.
@@ -152,6 +153,13 @@ def by_trl(work: Work) -> Timed:
     return Timed(stamps.seconds, stamps.losses)
 
 
+def held(way: Callable[[Work], Timed], work: Work) -> Timed:
+    """(a_held) and (b_held): decoder layers and vocabulary; the adapter's factors stay in float32, as peft makes them."""
+    for module in (*decoder_layers(work.vlm.model), work.vlm.model.get_output_embeddings()):
+        module.to(DTYPES[precision()])
+    return way(work)
+
+
 def by_us(work: Work, upper: bool, cached: bool, fused: bool = True) -> Timed:
     """(c), (d), (e) and before."""
     model = attach(work.vlm.model, layers=range(work.depth // 2 if upper else 0, work.depth))
@@ -169,13 +177,16 @@ def by_us(work: Work, upper: bool, cached: bool, fused: bool = True) -> Timed:
 CONTENDERS: dict[str, Callable[[Work], Timed]] = {
     "a": by_trainer,
     "b": by_trl,
+    "a_held": partial(held, by_trainer),
+    "b_held": partial(held, by_trl),
     "c": partial(by_us, upper=False, cached=False),
     "d": partial(by_us, upper=False, cached=True),
     "e": partial(by_us, upper=True, cached=True),
     "before": partial(by_us, upper=True, cached=True, fused=False),
 }
 UPPER = ("e", "before")
-OVER = (("e", "before"), ("e", "a"), ("e", "b"), ("d", "a"), ("d", "b"), ("c", "a"))
+HELD = ("a_held", "b_held")
+OVER = (("e", "before"), ("e", "a"), ("e", "b"), ("e", "a_held"), ("e", "b_held"), ("d", "a"), ("d", "b"), ("c", "a"))
 
 
 def matrix_peak() -> float:
@@ -214,7 +225,7 @@ def measure(name: str, model: str, sizes: Sizes, folder: Path) -> dict:
     depth = len(decoder_layers(vlm.model))
     peak, needed = matrix_peak(), operations(vlm, encoded, depth - depth // 2 if name in UPPER else depth)
     # Trainers take the batches as they come; ours makes the same ones out of any order
-    ordered = [lessons[i] for batch in order for i in batch] if name in "ab" else lessons
+    ordered = [lessons[i] for batch in order for i in batch] if name in ("a", "b", *HELD) else lessons
     timed = CONTENDERS[name](Work(vlm, ordered, sizes, folder))
     seconds = timed.seconds[-1] - timed.seconds[sizes.warm - 1]
     seen = [i for batch in order[sizes.warm :] for i in batch]
@@ -291,7 +302,7 @@ def main(
         path = str(random_model(Path(work) / "model")) if model == "smolvlm-256m" else model
         for chosen in numbers.split(","):
             taken: list[dict[str, dict]] = []
-            names = only.split(",")
+            names = [name for name in only.split(",") if chosen != "float32" or name not in HELD]
             for turn in range(turns):
                 first = turn % len(names)  # another one begins each turn
                 taken.append({n: in_its_own_process(n, path, chosen) for n in names[first:] + names[:first]})
@@ -301,7 +312,7 @@ def main(
             circumstances = metrics.circumstances(state)
             circumstances["machine"]["precision"] = chosen  # the contenders', which this process does not share
             record[chosen] = summary(taken, sizes) | {
-                "settings": {**asdict(sizes), "turns": turns, "contenders": only},
+                "settings": {**asdict(sizes), "turns": turns, "contenders": ",".join(names)},
                 "peers": {name: version(name) for name in ("trl",) if find_spec(name)},
                 **circumstances,
             }

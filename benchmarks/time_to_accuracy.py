@@ -6,7 +6,7 @@
 Contenders are those of `speed.py`: (a) transformers' Trainer with peft, all layers; (c) ours, all layers, nothing cached;
 (e) ours, upper half, cached up to there. Same problems, batch, rank, peak rate and schedule over the same minutes, in which
 the cache is filled and the questions are asked, too; what is reached is told in minutes without the asking. Writes
-results/time_to_accuracy/MODEL-CONTENDER-SEED.json.
+results/time_to_accuracy/MODEL-NUMBERS-CONTENDER-SEED.json, where NUMBERS is what is multiplied (MMLORA_PRECISION).
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def main(
     problems: Annotated[int, typer.Option(help="of the validation split, at each moment")] = 500,
     moments: Annotated[int, typer.Option(help="how often it is asked, the last time at the end")] = 6,
 ):
-    """Train one contender and write results/time_to_accuracy/MODEL-CONTENDER-SEED.json."""
+    """Train one contender and write results/time_to_accuracy/MODEL-NUMBERS-CONTENDER-SEED.json."""
     vlm = load_vlm(model)
     vlm.model.requires_grad_(False)
     train, asked = (
@@ -174,7 +174,8 @@ def main(
         "settings": {"minutes": minutes, "seed": seed, "problems": len(asked), "train_problems": len(train)},
         **machine.circumstances(state),
     }
-    target = RESULTS / "time_to_accuracy" / f"{Path(model).name}-{contender}-{seed}.json"
+    numbers = record["machine"]["precision"]
+    target = RESULTS / "time_to_accuracy" / f"{Path(model).name}-{numbers}-{contender}-{seed}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{record['reached']} -> {target}")

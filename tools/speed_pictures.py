@@ -53,40 +53,62 @@ def time_bars(steps: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
-    """Validation accuracy over minutes, a line for each training."""
-    figure = sized(7.5, 3.4)
-    axes, told = figure.subplots(), set()
+    """Validation accuracy over minutes, a line for each training and a field for each kind of numbers."""
+    kinds = list(dict.fromkeys(map(numbers, records)))
+    figure = sized(7.5, 3.6)
+    fields = dict(zip(kinds, figure.subplots(1, len(kinds), sharey=True, squeeze=False).flatten()))
+    told: set[str] = set()
     for record in records:
         who = record["contender"]
         colour, marker, line = LOOKS[who]
         minutes = [answer["minutes"] for answer in record["answers"]]
-        right = [100 * answer["correct"] / answer["n"] for answer in record["answers"]]
         label = None if who in told else NAMES[who]
-        axes.plot(minutes, right, color=colour, marker=marker, linestyle=line, label=label)
+        fields[numbers(record)].plot(minutes, shares(record), color=colour, marker=marker, linestyle=line, label=label)
         told.add(who)
-    for mark in (60, 70, 80):
-        axes.axhline(mark, color=GREY, linewidth=0.6, zorder=0)
-    axes.set(xlabel="minutes of filling the cache and of training", xlim=(0, None), ylim=(20, 100))
-    axes.set_ylabel("validation problems right, %", color=DARK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    for kind, axes in fields.items():
+        for mark in (60, 70, 80):
+            axes.axhline(mark, color=GREY, linewidth=0.6, zorder=0)
+        axes.set(title=kind, xlim=(0, None), ylim=(20, 100))
+        axes.spines[["top", "right"]].set_visible(False)
+    fields[kinds[0]].set_ylabel("validation problems right, %", color=DARK)
+    figure.supxlabel("minutes of filling the cache and of training", fontsize=FONT + 1)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
     return figure
 
 
+def numbers(record: Mapping) -> str:
+    """What a training multiplied."""
+    return record["machine"]["precision"]
+
+
+def shares(record: Mapping) -> list[float]:
+    """Of the problems asked, how many were answered rightly at each moment, %."""
+    return [100 * answer["correct"] / answer["n"] for answer in record["answers"]]
+
+
 def table(records: Sequence[Mapping]) -> str:
-    """Minutes until each mark, a row for each training."""
+    """Minutes until each mark, a row for the trainings of each contender, its seeds in order."""
     marks = list(records[0]["reached"])
-    rows = [
-        [
-            f"({record['contender']}) {NAMES[record['contender']]}",
-            str(record["settings"]["seed"]),
-            f"{record['samples_seen']:,}",
-            *(UNREACHED if minutes is None else f"{minutes:.1f}" for minutes in record["reached"].values()),
-            f"{100 * record['answers'][-1]['correct'] / record['answers'][-1]['n']:.1f}",
-        ]
-        for record in records
-    ]
-    return markdown(["", "seed", "samples seen", *(f"{mark} %" for mark in marks), "last answer, %"], rows)
+    rows = []
+    for kind, who in dict.fromkeys((numbers(record), record["contender"]) for record in records):
+        own = sorted(
+            (r for r in records if (numbers(r), r["contender"]) == (kind, who)), key=lambda r: r["settings"]["seed"]
+        )
+        rows.append(
+            [
+                f"{kind}: ({who}) {NAMES[who]}",
+                ", ".join(str(record["settings"]["seed"]) for record in own),
+                ", ".join(f"{record['samples_seen']:,}" for record in own),
+                *(until([record["reached"][mark] for record in own]) for mark in marks),
+                ", ".join(f"{shares(record)[-1]:.1f}" for record in own),
+            ]
+        )
+    return markdown(["", "seeds", "samples seen", *(f"{mark} %" for mark in marks), "last answer, %"], rows)
+
+
+def until(minutes: Sequence[float | None]) -> str:
+    """Minutes of each seed; where none got so far, that alone."""
+    return ", ".join("never" if m is None else f"{m:.1f}" for m in minutes) if any(minutes) else UNREACHED
 
 
 def cost_by_size(sweeps: Mapping[str, Sequence[Mapping]]) -> Figure:
