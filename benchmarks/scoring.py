@@ -13,15 +13,13 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from statistics import median
 from time import perf_counter
 from typing import Annotated, Any
 from unittest.mock import patch
 
-import torch
 import typer
-from speed import matrix_peak
+from speed import matrix_peak, weights_of
 
 from mmlora.adapters.files import load_vlm
 from mmlora.encoding.prompts import asked
@@ -74,12 +72,6 @@ def step_ms(vlm: VLM, problems: list[Problem], rows: int) -> float:
     return round(1000 * median(seconds[2:]), 1)
 
 
-def weights_of(vlm: VLM) -> tuple[int, int]:
-    """Numbers in the decoder's matrices, and in the vocabulary's."""
-    linear = [m for layer in decoder_layers(vlm.model) for m in layer.modules() if type(m) is torch.nn.Linear]
-    return sum(m.weight.numel() for m in linear), vlm.model.get_output_embeddings().weight.numel()
-
-
 def main(
     run: Annotated[str, typer.Option(help="a folder of results/ with an adapter")] = "one_hour_smolbridge",
     count: Annotated[int, typer.Option(help="validation problems")] = 192,
@@ -87,17 +79,15 @@ def main(
 ) -> None:
     """Answer the problems and write results/speed/scoring.json."""
     state, vlm = machine.git_state(), load_vlm(str(RESULTS / run / "adapter"))
-    problems = list(islice(load_problems("minisqa", "validation"), count))
+    problems = load_problems("minisqa", "validation", count)
     tokens = sum(len(encode(vlm.processor, asked(problem))) for problem in problems)
-    body, head = weights_of(vlm)
+    body, head = weights_of(vlm, len(decoder_layers(vlm.model)))
     peak = matrix_peak()
-    passes = []
     for _ in range(2):  # in the first one kernels are prepared
         seconds, calls, began = defaultdict[str, float](float), defaultdict[str, int](int), perf_counter()
         with watched(seconds, calls):
             said = evaluate(vlm, problems, "generate", batch_size=batch, max_new_tokens=80, progress=False)
-        passes.append((perf_counter() - began, seconds, calls))
-    whole, seconds, calls = passes[-1]
+        whole = perf_counter() - began
     spoken = sum(len(vlm.processor.tokenizer(answer.text)["input_ids"]) for answer in said)
     record = {
         "run": run,

@@ -200,12 +200,17 @@ def matrix_peak() -> float:
     return 2 * side**3 / min(seconds[1:])
 
 
+def weights_of(vlm: VLM, layers: int) -> tuple[int, int]:
+    """Numbers in the matrices of the uppermost `layers`, and in the head."""
+    upper = list(decoder_layers(vlm.model))[-layers:]
+    matrices = [m for layer in upper for m in layer.modules() if type(m) is torch.nn.Linear]
+    return sum(m.weight.numel() for m in matrices), vlm.model.get_output_embeddings().weight.numel()
+
+
 def operations(vlm: VLM, samples: list[Sample], layers: int) -> float:
     """What a step on the uppermost `layers` cannot do without, a sample: the frozen products forward and the gradient
     through them, and the head's."""
-    upper = list(decoder_layers(vlm.model))[-layers:]
-    weights = sum(m.weight.numel() for layer in upper for m in layer.modules() if type(m) is torch.nn.Linear)
-    head = vlm.model.get_output_embeddings().weight.numel()
+    weights, head = weights_of(vlm, layers)
     tokens, supervised = sum(map(len, samples)), sum(int((s.labels != IGNORED).sum()) for s in samples)
     return 4 * (weights * tokens + head * supervised) / len(samples)
 
