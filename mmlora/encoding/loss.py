@@ -18,7 +18,21 @@ from mmlora.models.vlm import base_model
 IGNORED = -100  # the label that takes no part in the loss, torch's own convention
 EXACT, ROUNDED = 1e-3, 5e-2  # how far two ways to compute a loss may differ, in float32 and in half precision
 MULTIPLIED = "mmlora_multiplied"  # a head's attribute: its weight in the numbers that are multiplied, see `head_in`
-CHUNK = 512  # positions at a time: 512 x 49,152 float32 logits are 100 MB
+CHUNK = 512  # positions that are multiplied at a time: 512 x 49,152 logits in float32 are 100 MB
+ROWS = 16  # of these, positions that a processor makes a softmax of at a time: 3 MB of float32, which its cache holds
+
+
+def _softened(logits: torch.Tensor, wanted: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Summed cross-entropy (float32) of logits (positions, words), which become their own gradient in place."""
+    exact = logits.float()
+    if cap:
+        exact = cap * (exact / cap).tanh_()
+        slope = 1 - (exact / cap) ** 2
+    highest, said = exact.amax(-1, keepdim=True), exact.gather(1, wanted)
+    whole = exact.sub_(highest).exp_().sum(-1, keepdim=True)
+    exact.div_(whole).scatter_add_(1, wanted, -torch.ones_like(whole))
+    logits.copy_(exact * slope if cap else exact)
+    return (whole.log() + highest - said).sum()
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
@@ -31,19 +45,12 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), CHUNK):
-            part, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
-            logits = (part @ weight.T).float()
-            if cap:
-                logits = cap * (logits / cap).tanh_()
-                slope = 1 - (logits / cap) ** 2
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            total += (normalizer - logits.gather(1, wanted)).sum()
+            logits = hidden[start : start + CHUNK] @ weight.T
+            rows = ROWS if logits.device.type == "cpu" else CHUNK
+            for part, wanted in zip(logits.split(rows), targets[start : start + CHUNK, None].split(rows)):
+                total += _softened(part, wanted, cap)
             if gradient is not None:
-                probabilities = logits.sub_(normalizer).exp_()
-                probabilities.scatter_add_(1, wanted, -torch.ones_like(normalizer))
-                if cap:
-                    probabilities *= slope
-                gradient[start : start + CHUNK] = probabilities.to(weight.dtype) @ weight
+                gradient[start : start + CHUNK] = logits @ weight
         ctx.save_for_backward(gradient)
         return total
 
