@@ -38,6 +38,11 @@ SMALL = {
 }
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each of them, and for what they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def one_thread():
     """Sums on one thread: the same bits in every process of a test."""
