@@ -48,7 +48,7 @@ def answered(folder: Path, run: Metrics, shown: list[Problem], train: list[Probl
     vlm = load_vlm(folder / "adapter")
 
     def said(problems: Sequence[Problem]) -> list[Prediction]:
-        return evaluate(vlm, problems, run.settings["method"], batch_size=64)
+        return evaluate(vlm, problems, run.settings["method"])
 
     eyes = joined() if clip == NAME else load(clip)
     return {
@@ -73,7 +73,7 @@ def text_only(
         blind.cache()
         log = blind.fit()
         told = {"train_minutes": round(log.seconds / 60, 2), "samples_seen": log.samples_seen}
-        return Answered(shown, evaluate(blind.learner, blind.test, settings.method, batch_size=64)), told
+        return Answered(shown, evaluate(blind.learner, blind.test, settings.method)), told
 
 
 def main(

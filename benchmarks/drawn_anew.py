@@ -33,7 +33,7 @@ def main(
     """Answer as many problems as the run did, and write the record."""
     state, run = machine.git_state(), Metrics.load(RESULTS / name / "metrics.json")
     problems = list(generate("test", run.n_test, seed=SEED))
-    said = evaluate(load_vlm(RESULTS / name / "adapter"), problems, run.settings["method"], batch_size=64)
+    said = evaluate(load_vlm(RESULTS / name / "adapter"), problems, run.settings["method"])
     whole = Answered(problems, said)
     parts = {"accuracy": whole, "seen_wording": worded(whole, "seen"), "unseen_wording": worded(whole, "unseen")}
     found = {part: score(*answered).to_dict() for part, answered in parts.items()}

@@ -25,16 +25,16 @@ from mmlora.adapters.files import load_vlm
 from mmlora.encoding.prompts import asked
 from mmlora.encoding.sample import encode
 from mmlora.evaluation import inference
-from mmlora.evaluation.answering import evaluate
+from mmlora.evaluation.answering import TOGETHER, evaluate
 from mmlora.models.vlm import VLM, decoder_layers
 from mmlora.paths import RESULTS
 from mmlora.problems.load import load_problems
 from mmlora.problems.record import Problem
 from mmlora.reporting import machine
 
-PARTS = {"encoding": (inference, "encode"), "reading": (inference, "begun"),
+PARTS = {"encoding": (inference, "encode"), "reading": (inference, "begun"), "joining": (inference, "joined"),
          "saying": (inference.Speech, "hear"), "leaving": (inference.Speech, "keep")}  # fmt: skip
-ROWS = (1, 4, 16, 64, 128)
+ROWS = (1, 4, 16, 64, 192)
 STEPS = 12  # tokens said for `saying_ms`
 
 
@@ -64,6 +64,7 @@ def step_ms(vlm: VLM, problems: list[Problem], rows: int) -> float:
     with inference.evaluating(vlm):
         batch = inference.left_padded(vlm, [encode(vlm.processor, asked(problem)) for problem in problems[:rows]])
         out, speech = inference.begun(vlm, batch, 1)
+        (speech,) = inference.joined([speech])
         seconds = []
         for _ in range(STEPS):
             began = perf_counter()
@@ -75,7 +76,7 @@ def step_ms(vlm: VLM, problems: list[Problem], rows: int) -> float:
 def main(
     run: Annotated[str, typer.Option(help="a folder of results/ with an adapter")] = "one_hour_smolbridge",
     count: Annotated[int, typer.Option(help="validation problems")] = 192,
-    batch: Annotated[int, typer.Option(help="of them at a time, as a run asks")] = 64,
+    batch: Annotated[int, typer.Option(help="of them at a time, as a run asks")] = TOGETHER,
 ) -> None:
     """Answer the problems and write results/speed/scoring.json."""
     state, vlm = machine.git_state(), load_vlm(str(RESULTS / run / "adapter"))

@@ -63,7 +63,7 @@ class Exam:
 
     def ask(self, model: nn.Module) -> dict:
         at, began = self.minutes(), perf_counter()
-        said = evaluate(self.vlm.with_model(model), self.problems, "generate", batch_size=64, max_new_tokens=self.limit,
+        said = evaluate(self.vlm.with_model(model), self.problems, "generate", max_new_tokens=self.limit,
                         progress=False)  # fmt: skip
         found = {"minutes": round(at, 2), "correct": sum(answer.correct for answer in said), "n": len(said)}
         self.answers.append(found)

@@ -35,7 +35,7 @@ def main(name: Annotated[str, typer.Argument(help="a run in results/ whose adapt
     vlm, problems = load_vlm(RESULTS / name / "adapter"), load_problems(settings["data"], "validation")
     if (read := reader(vlm)) is None:
         raise typer.BadParameter("this model's connector speaks no words, so nobody can tell what it read")
-    said = evaluate(vlm, problems, settings["method"], batch_size=64)
+    said = evaluate(vlm, problems, settings["method"])
     skills: dict[str, dict] = {}
     pictured = {"right": Counter[str](), "wrong": Counter[str]()}
     for problem, answer in zip(problems, said):

@@ -17,7 +17,7 @@ from mmlora.budget import Budget
 from mmlora.encoding.prefix import cached
 from mmlora.encoding.prompts import taught
 from mmlora.encoding.samples import Samples
-from mmlora.evaluation.answering import SPOKEN, evaluate
+from mmlora.evaluation.answering import evaluate
 from mmlora.evaluation.controls import majority_class
 from mmlora.evaluation.examination import examine
 from mmlora.evaluation.inference import reader
@@ -45,7 +45,6 @@ from mmlora.training.settings import TrainingSet
 
 #: An untrained model often says no answer, so it is asked which one it holds for likeliest.
 BASE_METHOD: Method = "likelihood"
-TOGETHER = 64  # answers at a time: a small model's generation is bound by memory, not by products
 SPARE = 16  # tokens that an answer may be longer than any that was taught
 CONTROLS = 3  # answers to each of their problems: grey, swapped, captions as text; reading costs no words
 ANEW = "go on with this run in a new Experiment, resume=True, and take them before it learns"
@@ -171,9 +170,7 @@ class Experiment:
             tokens = self.reply_lengths[-1 if on_card else 9 * len(self.taught) // 10]
             for some in (trial[:1], trial):  # the first answer on a card takes as long as a hundred
                 began = perf_counter()
-                evaluate(
-                    self.learner, some, self.settings.method, batch_size=TRIAL, max_new_tokens=tokens, progress=False
-                )
+                evaluate(self.learner, some, self.settings.method, max_new_tokens=tokens, progress=False)
             minutes = (perf_counter() - began) / 60
         pictures = min(sum(p.image is not None for p in self.test), self.budget.control_problems)
         answers = len(self.test) + len(self.transfer) + CONTROLS * pictures
@@ -262,11 +259,8 @@ class Experiment:
         return sorted(len(tokens) + 1 for tokens in replies)
 
     def _answer(self, problems: list[Problem], progress: bool = True) -> list[Prediction]:
-        together = TOGETHER if self.settings.method in SPOKEN else TOGETHER // 4  # others repeat a row for each choice
         tokens = self.reply_lengths[-1] + SPARE
-        return evaluate(
-            self.learner, problems, self.settings.method, batch_size=together, max_new_tokens=tokens, progress=progress
-        )
+        return evaluate(self.learner, problems, self.settings.method, max_new_tokens=tokens, progress=progress)
 
     def _metrics(self, log: TrainLog) -> Metrics:
         method = self.settings.method

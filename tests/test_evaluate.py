@@ -13,9 +13,9 @@ from tinyvlm import picture
 from mmlora.encoding.loss import IGNORED
 from mmlora.encoding.prompts import asked, prompt_text, target_text, taught
 from mmlora.encoding.sample import encode
-from mmlora.evaluation import answering, controls, occlusion
+from mmlora.evaluation import answering, controls, inference, occlusion, speech
 from mmlora.evaluation.controls import majority_class
-from mmlora.evaluation.inference import InferenceError, ask, evaluating, generate
+from mmlora.evaluation.inference import InferenceError, ask, evaluating, generate, left_padded
 from mmlora.evaluation.scores import (
     Prediction,
     ScoreError,
@@ -98,6 +98,42 @@ def test_generation_in_a_left_padded_batch_equals_one_by_one(vlm, problems):
     assert all(p.text for p in together)
 
 
+@pytest.mark.parametrize("held", [2**30, 1])
+@pytest.mark.parametrize("leaving", [0.75, 0])
+def test_replies_that_end_early_leave_those_beside_them_as_they_are(vlm, problems, monkeypatch, held, leaving):
+    """The model says byte 3 in two rows, some steps apart: here it ends a reply."""
+    tokenizer, settings = vlm.processor.tokenizer, {"max_new_tokens": 24}
+    conversations, usual, ended = [asked(problem) for problem in problems], tokenizer.eos_token, []
+    (byte,) = tokenizer("\x03")["input_ids"]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(byte)
+    try:
+        with evaluating(vlm):
+            alone = [generate(vlm, [conversation], **settings) for conversation in conversations]
+            monkeypatch.setattr(inference, "READ", 2)  # two parts of different lengths, joined where memory is enough
+            monkeypatch.setattr(inference, "LEAVING", leaving)
+            monkeypatch.setattr(speech, "HELD", held)
+            texts, unfinished = generate(vlm, conversations, **settings, ended=ended.append)
+    finally:
+        tokenizer.eos_token = usual
+    assert (texts, unfinished) == ([text for (text,), _ in alone], 2)
+    assert sum(cut for _, cut in alone) == 2 and sum(ended) == 4 and ended.count(1) >= 2
+
+
+def test_room_for_what_is_said_grows_and_is_never_looked_at(vlm, problems):
+    """The words after every few tokens are those of a model that reads all of it anew, without a cache."""
+    samples = [encode(vlm.processor, asked(problem)) for problem in problems[:2]]
+    with evaluating(vlm):
+        parts = [speech.begun(vlm, left_padded(vlm, [sample]), 1)[1] for sample in samples]
+        (both,) = speech.joined(parts)
+        for length in (1, 3, speech.ROOM, 2):
+            ids = torch.randint(0, 200, (2, length))
+            logits = both.hear(ids).logits
+            samples = [sample.followed_by(row.tolist()) for sample, row in zip(samples, ids)]
+            for row, sample in enumerate(samples):
+                whole = vlm.model(**left_padded(vlm, [sample])).logits[0, -length:]
+                assert torch.allclose(logits[row], whole, atol=1e-4)
+
+
 @pytest.fixture
 def small_memory(vlm):
     """`small_memory(rows)`: more rows than that in one forward pass do not fit."""
@@ -133,9 +169,9 @@ def test_pictures_that_are_large_together_are_answered_a_few_at_a_time(vlm, prob
     settings = {"batch_size": 4, "max_new_tokens": 12, "progress": False}
     whole, sizes, original = answering.evaluate(vlm, problems, "generate", **settings), [], answering.generate
 
-    def counted(vlm, conversations, limit):
+    def counted(vlm, conversations, *given):
         sizes.append(len(conversations))
-        return original(vlm, conversations, limit)
+        return original(vlm, conversations, *given)
 
     monkeypatch.setattr(answering, "generate", counted)
     monkeypatch.setattr(answering, "HELD", 1)
@@ -153,7 +189,7 @@ def test_a_model_whose_words_are_not_finite_is_named(vlm, problems):
 
 def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):
     said = {"a": "It is dark olive. The answer is dark olive green.", "b": "I would rather not say."}
-    monkeypatch.setattr(answering, "generate", lambda vlm, batch, limit: ([said[c.id] for c in batch], 0))
+    monkeypatch.setattr(answering, "generate", lambda vlm, batch, *_: ([said[c.id] for c in batch], 0))
     first, second = answering.evaluate(vlm, problems[:2], "generate", progress=False)
     assert (first.choice, first.correct) == (1, True)
     assert (second.choice, second.correct) == (None, False)
@@ -163,7 +199,7 @@ def test_unanswered_counts_as_wrong_and_apart(vlm, problems, monkeypatch):
 
 def test_the_official_scorer_guesses_and_says_so(vlm, problems, monkeypatch):
     said = dict(zip((p.id for p in problems), ("Because. The answer is B.", "Hm.", "The answer is E.", "A.")))
-    monkeypatch.setattr(answering, "generate", lambda vlm, batch, limit: ([said[c.id] for c in batch], 0))
+    monkeypatch.setattr(answering, "generate", lambda vlm, batch, *_: ([said[c.id] for c in batch], 0))
     with pytest.warns(UserWarning, match="2 of 4 answers named no letter and were guessed"):
         answers = answering.evaluate(vlm, problems, "official", progress=False)
     assert (answers[0].choice, answers[2].choice) == (1, 4)
@@ -185,7 +221,7 @@ def test_shuffle_is_fixed_by_its_seed_and_mapped_back(vlm, problems, monkeypatch
         assert prediction.choice == int(np.argmax(prediction.scores))
         assert prediction.correct == (prediction.choice == problem.answer)
     for i, choice in enumerate(problems[0].choices):
-        monkeypatch.setattr(answering, "generate", lambda vlm, batch, limit: ([f"The answer is {choice}."], 0))  # noqa: B023
+        monkeypatch.setattr(answering, "generate", lambda vlm, batch, *_: ([f"The answer is {choice}."], 0))  # noqa: B023
         assert answering.evaluate(vlm, problems[:1], "generate", shuffle_seed=7, progress=False)[0].choice == i
 
 

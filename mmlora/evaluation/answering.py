@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -36,6 +36,10 @@ SPOKEN = {
 }
 
 
+TOGETHER = 192  # problems spoken about at a time: a step costs little more for many rows than for few
+CHOOSING = 16  # and those whose choices are compared: each is a row that repeats the prompt's KV cache
+
+
 class EvaluationError(MMLoraError):
     """A model or setting that cannot be scored; the message says where it failed and what to do."""
 
@@ -45,7 +49,7 @@ def evaluate(
     problems: Sequence[Problem],
     method: Method = "likelihood",
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     shuffle_seed: int | None = None,
     max_new_tokens: int = 192,
     progress: bool = True,
@@ -59,7 +63,7 @@ def evaluate(
       here by the problem's id) where it finds nothing; warns how many were guessed.
     - `lmms_eval`: the prompt and the parser of lmms-eval's task `scienceqa`; what is no letter is wrong.
 
-    `shuffle_seed` shows the choices in another order, fixed by the seed and the problem's id; `choice` and `scores`
+    `batch_size` problems are answered at a time, else as many as suit the method. `shuffle_seed` shows the choices in another order, fixed by the seed and the problem's id; `choice` and `scores`
     of a `Prediction` always refer to the problem as given. Raises `EvaluationError` for an unknown method, and where
     a score is not a number; warns where a generation was cut at `max_new_tokens`.
     """
@@ -67,7 +71,9 @@ def evaluate(
         raise EvaluationError(f"no scoring method is called {method!r}; there are {', '.join(get_args(Method))}")
     alone = processes.sharded()  # a forward pass takes all processes, so all of them answer everything
     share = problems if alone else processes.mine(problems)
-    answers, *counts = _answered(vlm, share, method, batch_size, shuffle_seed, max_new_tokens, progress)
+    answers, *counts = _answered(
+        vlm, share, method, batch_size or _suiting(method), shuffle_seed, max_new_tokens, progress
+    )
     if not alone:
         answers, counts = processes.together(answers), [sum(each) for each in zip(*processes.gathered(counts))]
     cut, guessed = counts
@@ -102,7 +108,9 @@ def _answered(
 
     def answer(rows: Sequence[int]) -> tuple[list[tuple], int]:
         batch = [shown[i] for i in rows]
-        return _speak(vlm, batch, method, max_new_tokens) if method in SPOKEN else (_choose(vlm, batch, method), 0)
+        if method in SPOKEN:
+            return _speak(vlm, batch, method, max_new_tokens, bar.update)
+        return _choose(vlm, batch, method), 0
 
     with (
         evaluating(vlm),
@@ -116,7 +124,7 @@ def _answered(
                     (_guess(shown[i]) if choice is None else choice, *rest) for (choice, *rest), i in zip(found, rows)
                 ]
             answers |= {i: _prediction(problems[i], orders[i], *answer) for i, answer in zip(rows, found)}
-            bar.update(len(rows))
+            bar.update(len(answers) - bar.n)
             give_back()  # a KV cache grows by copying: each length leaves a hole behind
     return [answers[i] for i in range(len(problems))], cut, guessed
 
@@ -146,10 +154,16 @@ def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple
     return found
 
 
-def _speak(vlm: VLM, problems: Sequence[Problem], method: Method, max_new_tokens: int) -> tuple[list[tuple], int]:
+def _suiting(method: Method) -> int:
+    return TOGETHER if method in SPOKEN else CHOOSING
+
+
+def _speak(
+    vlm: VLM, problems: Sequence[Problem], method: Method, max_new_tokens: int, ended: Callable[[int], object]
+) -> tuple[list[tuple], int]:
     """(choice or None, text, no scores) of each problem by what the model says, and how many answers were cut."""
     prompt, parse = SPOKEN[method]
-    texts, unfinished = generate(vlm, [asked(p, prompt) for p in problems], max_new_tokens)
+    texts, unfinished = generate(vlm, [asked(p, prompt) for p in problems], max_new_tokens, ended)
     return [(parse(text, p.choices), text, ()) for text, p in zip(texts, problems)], unfinished
 
 

@@ -10,7 +10,8 @@ import torch
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import IGNORED
 from mmlora.encoding.sample import encode
-from mmlora.evaluation.inference import Speech, begun, left_padded
+from mmlora.evaluation.inference import left_padded
+from mmlora.evaluation.speech import Speech, begun
 from mmlora.models.vlm import VLM
 
 
