@@ -37,7 +37,7 @@ SPOKEN = {
 
 
 TOGETHER = 192  # problems spoken about at a time: a step costs little more for many rows than for few
-CHOOSING = 16  # and those whose choices are compared: each is a row that repeats the prompt's KV cache
+CHOOSING = 32  # and those whose choices are compared: each is a row that repeats the prompt's KV cache
 
 
 class EvaluationError(MMLoraError):

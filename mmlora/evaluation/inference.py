@@ -23,7 +23,7 @@ from mmlora.models import processes
 from mmlora.models.precision import finite, mixed, products
 from mmlora.models.vlm import VLM, base_model
 
-READ = 64  # prompts in one forward pass; more bring nothing, since their products are large
+READ = 32  # prompts in one forward pass: their products are large enough, and with more of them there is more padding
 LEAVING = 0.75  # rows that have ended leave a batch when only so much of it still speaks: leaving copies all that stay
 
 
@@ -39,14 +39,16 @@ def generate(
 ) -> tuple[list[str], int]:
     """Greedy replies to the prompts, and how many of them did not reach their end token.
 
-    Prompts are read `READ` at a time and answered all together; `ended` hears how many more replies are done. Raises
+    Prompts of like length are read `READ` at a time, and all are answered together; `ended` hears how many more replies are done. Raises
     `InferenceError` where the first logits are not finite, as some models' are in float16.
     """
     tokenizer, samples = (
         vlm.processor.tokenizer,
         [encode(vlm.processor, conversation) for conversation in conversations],
     )
-    read = [begun(vlm, left_padded(vlm, samples[at : at + READ]), 1) for at in range(0, len(samples), READ)]
+    order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
+    parts = [[samples[i] for i in order[at : at + READ]] for at in range(0, len(order), READ)]
+    read = [begun(vlm, left_padded(vlm, part), 1) for part in parts]
     first = torch.cat([out.logits[:, -1] for out, _ in read])
     if not first.isfinite().all():
         raise InferenceError(f"what {vlm.name} would say next is not finite in {products()}; {finite()}")
@@ -55,7 +57,8 @@ def generate(
     starts = first.split([len(speech.tokens["input_ids"]) for speech in speeches])
     said = torch.cat([_said(vlm, *each, max_new_tokens, ended) for each in zip(starts, speeches)])
     unfinished = int((said != tokenizer.eos_token_id).all(-1).sum())
-    return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)], unfinished
+    texts = dict(zip(order, tokenizer.batch_decode(said, skip_special_tokens=True), strict=True))
+    return [texts[i].strip() for i in range(len(samples))], unfinished
 
 
 def _said(
