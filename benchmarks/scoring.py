@@ -64,7 +64,7 @@ def step_ms(vlm: VLM, problems: list[Problem], rows: int) -> float:
     with inference.evaluating(vlm):
         batch = inference.left_padded(vlm, [encode(vlm.processor, asked(problem)) for problem in problems[:rows]])
         out, speech = inference.begun(vlm, batch, 1)
-        (speech,) = inference.joined([speech])
+        speech = inference.joined([speech])
         seconds = []
         for _ in range(STEPS):
             began = perf_counter()

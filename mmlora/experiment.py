@@ -17,7 +17,7 @@ from mmlora.budget import Budget
 from mmlora.encoding.prefix import cached
 from mmlora.encoding.prompts import taught
 from mmlora.encoding.samples import Samples
-from mmlora.evaluation.answering import evaluate
+from mmlora.evaluation.answering import TOGETHER, evaluate
 from mmlora.evaluation.controls import majority_class
 from mmlora.evaluation.examination import examine
 from mmlora.evaluation.inference import reader
@@ -163,10 +163,11 @@ class Experiment:
 
     def reserve(self) -> float:
         """Minutes that scoring will take after training, from a timed trial, and a tenth more: `reserved`."""
-        trial = self.test[:: max(1, len(self.test) // TRIAL)][:TRIAL]
+        on_card = self.vlm.model.device.type != "cpu"  # where a batch takes as long as its longest reply
+        count = TOGETHER if on_card else TRIAL
+        trial = self.test[:: max(1, len(self.test) // count)][:count]
         with self.budget.watch("score"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the untrained model rambles until it is cut
-            on_card = self.vlm.model.device.type != "cpu"  # where a batch takes as long as its longest reply
             tokens = self.reply_lengths[-1 if on_card else 9 * len(self.taught) // 10]
             for some in (trial[:1], trial):  # the first answer on a card takes as long as a hundred
                 began = perf_counter()

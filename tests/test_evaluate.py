@@ -111,7 +111,7 @@ def test_replies_that_end_early_leave_those_beside_them_as_they_are(vlm, problem
             alone = [generate(vlm, [conversation], **settings) for conversation in conversations]
             monkeypatch.setattr(inference, "READ", 2)  # two parts of different lengths, joined where memory is enough
             monkeypatch.setattr(inference, "LEAVING", leaving)
-            monkeypatch.setattr(speech, "HELD", held)
+            monkeypatch.setattr(inference, "CACHED", held)
             texts, unfinished = generate(vlm, conversations, **settings, ended=ended.append)
     finally:
         tokenizer.eos_token = usual
@@ -124,7 +124,7 @@ def test_room_for_what_is_said_grows_and_is_never_looked_at(vlm, problems):
     samples = [encode(vlm.processor, asked(problem)) for problem in problems[:2]]
     with evaluating(vlm):
         parts = [speech.begun(vlm, left_padded(vlm, [sample]), 1)[1] for sample in samples]
-        (both,) = speech.joined(parts)
+        both = speech.joined(parts)
         for length in (1, 3, speech.ROOM, 2):
             ids = torch.randint(0, 200, (2, length))
             logits = both.hear(ids).logits

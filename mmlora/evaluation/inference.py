@@ -23,7 +23,8 @@ from mmlora.models import processes
 from mmlora.models.precision import finite, mixed, products
 from mmlora.models.vlm import VLM, base_model
 
-READ = 32  # prompts in one forward pass: their products are large enough, and with more of them there is more padding
+READ = 64  # prompts in one forward pass: their products are large enough
+CACHED = 2**30  # bytes of KV cache that are answered together, where more prompts are given
 LEAVING = 0.75  # rows that have ended leave a batch when only so much of it still speaks: leaving copies all that stay
 
 
@@ -39,26 +40,35 @@ def generate(
 ) -> tuple[list[str], int]:
     """Greedy replies to the prompts, and how many of them did not reach their end token.
 
-    Prompts of like length are read `READ` at a time, and all are answered together; `ended` hears how many more replies are done. Raises
-    `InferenceError` where the first logits are not finite, as some models' are in float16.
+    Prompts of like length are read `READ` at a time and answered together, as far as `CACHED` allows; `ended` hears how
+    many more replies are done. Raises `InferenceError` where the first logits are not finite, as some models' are in float16.
     """
     tokenizer, samples = (
         vlm.processor.tokenizer,
         [encode(vlm.processor, conversation) for conversation in conversations],
     )
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
-    parts = [[samples[i] for i in order[at : at + READ]] for at in range(0, len(order), READ)]
-    read = [begun(vlm, left_padded(vlm, part), 1) for part in parts]
-    first = torch.cat([out.logits[:, -1] for out, _ in read])
-    if not first.isfinite().all():
-        raise InferenceError(f"what {vlm.name} would say next is not finite in {products()}; {finite()}")
-    speeches = joined([speech for _, speech in read])
-    del read  # what was joined needs it no more
-    starts = first.split([len(speech.tokens["input_ids"]) for speech in speeches])
-    said = torch.cat([_said(vlm, *each, max_new_tokens, ended) for each in zip(starts, speeches)])
+    begins = _begun(vlm, [samples[i] for i in order])
+    said = torch.cat([_said(vlm, logits, speech, max_new_tokens, ended) for logits, speech in begins])
     unfinished = int((said != tokenizer.eos_token_id).all(-1).sum())
     texts = dict(zip(order, tokenizer.batch_decode(said, skip_special_tokens=True), strict=True))
     return [texts[i].strip() for i in range(len(samples))], unfinished
+
+
+def _begun(vlm: VLM, samples: Sequence[Sample]) -> Iterator[tuple[torch.Tensor, Speech]]:
+    """All samples read, as many in one `Speech` as are answered together: logits of their first words, (rows, vocabulary)."""
+    read: list[tuple[torch.Tensor, Speech]] = []
+    for at in range(0, len(samples), READ):
+        out, speech = begun(vlm, left_padded(vlm, samples[at : at + READ]), 1)
+        if not out.logits.isfinite().all():
+            raise InferenceError(f"what {vlm.name} would say next is not finite in {products()}; {finite()}")
+        if not speech.joins:
+            yield out.logits[:, -1], speech
+            continue
+        read.append((out.logits[:, -1], speech))
+        if at + READ >= len(samples) or sum(part.nbytes for _, part in read) + speech.nbytes > CACHED:
+            yield torch.cat([logits for logits, _ in read]), joined([part for _, part in read])
+            read = []
 
 
 def _said(

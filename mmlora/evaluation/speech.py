@@ -9,7 +9,6 @@ from transformers.cache_utils import DynamicLayer
 from transformers.utils import ModelOutput
 
 from mmlora.encoding.sample import SAID
-from mmlora.models.memory import HELD
 from mmlora.models.vlm import VLM, base_model
 
 ROOM = 16  # tokens that a KV cache grows by: growing copies it all, and so costs a sixteenth of what it would for each
@@ -18,12 +17,12 @@ ROOM = 16  # tokens that a KV cache grows by: growing copies it all, and so cost
 class Roomy(DynamicLayer):
     """Keys and values of one layer, (rows, heads, length and room, size) each, with zeros where room is left.
 
-    Attention gets all of it, and the mask hides the room: a part of a tensor would be copied whole by every batched product.
+    Attention gets the room too, and the mask hides it: every batched product would first copy a slice without it.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int):
         super().__init__()
-        self.keys, self.values, self.length = keys, values, keys.shape[2]
+        self.keys, self.values, self.length = keys, values, length
         self.device, self.dtype, self.is_initialized = keys.device, keys.dtype, True
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: object, **__: object) -> tuple:
@@ -41,8 +40,8 @@ class Roomy(DynamicLayer):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """How many keys a mask must cover after so many further tokens, and the first one's place."""
-        lacking = self.length + query_length - self.keys.shape[2]
-        return self.keys.shape[2] + (-(-lacking // ROOM) * ROOM if lacking > 0 else 0), 0
+        lacking = max(0, self.length + query_length - self.keys.shape[2])
+        return self.keys.shape[2] + -(-lacking // ROOM) * ROOM, 0
 
 
 class Speech:
@@ -51,8 +50,19 @@ class Speech:
     def __init__(self, vlm: VLM, batch: dict[str, torch.Tensor], cache: Cache):
         self.model, self.cache, ids = vlm.model, cache, batch["input_ids"]
         self.tokens = {name: t for name, t in batch.items() if t.shape == ids.shape}
-        deltas = getattr(base_model(vlm.model).model, "rope_deltas", None)
+        deltas = getattr(_counter(vlm.model), "rope_deltas", None)
         self.deltas = torch.zeros_like(ids[:, :1]) if deltas is None else deltas
+
+    @property
+    def joins(self) -> bool:
+        """Whether its cache is one key and value for each token and layer; sliding windows and others are not."""
+        layers, length = self.cache.layers, self.tokens["input_ids"].shape[1]
+        return all(type(one) is DynamicLayer and one.is_initialized and one.keys.shape[2] == length for one in layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a cache that `joins`."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, int64 (rows,); a row may be taken more than once."""
@@ -71,7 +81,7 @@ class Speech:
             **self.tokens, cache=self.cache, next_sequence_length=ids.shape[1], use_cache=True, is_first_iteration=False
         )
         places = (_places(self.tokens["attention_mask"]) + self.deltas)[:, -ids.shape[1] :]
-        return self.model(**{**step, "position_ids": places.expand(3, -1, -1) if _moves(self.model) else places})
+        return self.model(**{**step, "position_ids": places})
 
 
 def _places(mask: torch.Tensor) -> torch.Tensor:
@@ -79,47 +89,40 @@ def _places(mask: torch.Tensor) -> torch.Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _moves(model: torch.nn.Module) -> bool:
-    """Whether pictures move what follows them, as Qwen's do: places have three parts, and each row an offset after them."""
-    return hasattr(base_model(model).model, "rope_deltas")
+def _counter(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The part that counts places itself where a picture moves what follows it, as in Qwen's models."""
+    base = base_model(model)
+    return next((part for part in (base.model, base) if hasattr(part, "get_rope_index")), None)
 
 
 def begun(vlm: VLM, batch: dict[str, torch.Tensor], keep: int) -> tuple[ModelOutput, Speech]:
     """The prompts read: the model's output with the logits of the last `keep` positions, and the `Speech` to go on with."""
-    places, counted = _places(batch["attention_mask"]), {}
-    if not _moves(vlm.model):
-        counted = {"position_ids": places}
-    else:
-        base_model(vlm.model).model.rope_deltas = None  # of an earlier batch
-        if "pixel_values" not in batch:  # or else it counts itself
-            counted = {"position_ids": places.expand(3, -1, -1)}
-    out = vlm.model(**batch, **counted, use_cache=True, logits_to_keep=keep)
+    counter, places = _counter(vlm.model), {"position_ids": _places(batch["attention_mask"])}
+    if counter is not None:
+        counter.rope_deltas = None  # of an earlier batch
+        if "pixel_values" in batch:
+            places = {}
+    out = vlm.model(**batch, **places, use_cache=True, logits_to_keep=keep)
     return out, Speech(vlm, batch, out.cache)
 
 
-def joined(parts: list[Speech]) -> list[Speech]:
-    """The speeches as one, in order, with room for what is said; as they are where the cache is of another kind or too large.
-
-    A step costs little more for many rows than for few.
-    """
-    layers = [layer for speech in parts for layer in speech.cache.layers]
-    if any(
-        type(layer) is not DynamicLayer or not layer.is_initialized for layer in layers
-    ):  # sliding windows and others
-        return parts
-    if len(parts) > 1 and sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) > HELD:
-        return [whole for speech in parts for whole in joined([speech])]
+def joined(parts: list[Speech]) -> Speech:
+    """Speeches that join as one, in order, with room for what is said; a part's cache is let go of layer by layer."""
     first, length = parts[0], max(speech.tokens["input_ids"].shape[1] for speech in parts)
 
-    def beside(tensors: list[torch.Tensor], dim: int) -> torch.Tensor:
-        """All rows in one tensor, their ends side by side."""
-        return torch.cat([F.pad(t, (0, 0) * (t.dim() - 1 - dim) + (length - t.shape[dim], 0)) for t in tensors])
+    def side_by_side(tensors: list[torch.Tensor], dim: int, room: int = 0) -> torch.Tensor:
+        """All rows in one tensor, which end together."""
+        return torch.cat([F.pad(t, (0, 0) * (t.dim() - 1 - dim) + (length - t.shape[dim], room)) for t in tensors])
 
-    first.tokens = {name: beside([speech.tokens[name] for speech in parts], 1) for name in first.tokens}
+    tokens = [speech.tokens for speech in parts]
+    first.tokens = {
+        name: side_by_side([some.get(name, torch.zeros_like(some["input_ids"])) for some in tokens], 1)
+        for name in {name for some in tokens for name in some}
+    }
     first.deltas = torch.cat([speech.deltas for speech in parts])
     for i in range(len(first.cache.layers)):
-        one = [speech.cache.layers[i] for speech in parts]
-        whole = Roomy(beside([layer.keys for layer in one], 2), beside([layer.values for layer in one], 2))
+        both = ([getattr(speech.cache.layers[i], kind) for speech in parts] for kind in ("keys", "values"))
+        whole = Roomy(*(side_by_side(tensors, 2, ROOM) for tensors in both), length)
         for speech in parts:
-            speech.cache.layers[i] = whole  # lets go of the part
-    return [first]
+            speech.cache.layers[i] = whole
+    return first
