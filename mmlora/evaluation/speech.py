@@ -122,7 +122,8 @@ def joined(parts: list[Speech]) -> Speech:
     first.deltas = torch.cat([speech.deltas for speech in parts])
     for i in range(len(first.cache.layers)):
         both = ([getattr(speech.cache.layers[i], kind) for speech in parts] for kind in ("keys", "values"))
-        whole = Roomy(*(side_by_side(tensors, 2, ROOM) for tensors in both), length)
+        keys, values = (side_by_side(tensors, 2, ROOM) for tensors in both)
+        whole = Roomy(keys, values, length)
         for speech in parts:
             speech.cache.layers[i] = whole
     return first
