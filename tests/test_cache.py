@@ -269,12 +269,18 @@ def test_every_sample_is_encoded_once_and_never_for_a_cache_that_is_found(tiny_v
     assert again.lengths == first.lengths and len(encoded) == len(LESSONS)
 
 
-@pytest.mark.parametrize("limit", ["WINDOW", "HELD"])  # samples, and bytes of their pictures
-def test_a_window_at_a_time_is_the_same_cache(samples, adapted, tmp_path, monkeypatch, limit):
-    model = adapted()
+# samples and bytes of their pictures that are encoded together, and bytes of those that are in one forward pass
+@pytest.mark.parametrize(("limit", "together"), [("WINDOW", 1), ("HELD", 1), ("PASS", 1), ("PASS", 2)])
+def test_a_window_at_a_time_is_the_same_cache(samples, adapted, tmp_path, monkeypatch, limit, together):
+    model, passes, whole_pass = adapted(), [], cache.lower
     whole = PrefixCache.build(model, samples, tmp_path / "whole")
-    monkeypatch.setattr(cache, limit, 1)
+    largest = max(samples[i].nbytes for i in ALL) if limit == "PASS" else 1
+    monkeypatch.setattr(cache, limit, together * largest)
+    monkeypatch.setattr(
+        cache, "lower", lambda m, batch, first: passes.append(len(batch["input_ids"])) or whole_pass(m, batch, first)
+    )
     windows = PrefixCache.build(model, samples, tmp_path / "windows")
+    assert max(passes) == together
     assert windows.lengths == whole.lengths == samples.lengths
     assert np.abs(windows.hidden.view(np.float16) - whole.hidden.view(np.float16)).max() < 0.01
     for a, b, i in zip(windows.rows, whole.rows, ALL):

@@ -36,6 +36,7 @@ from mmlora.models.vlm import base_model, decoder_layers
 
 STRIDE = 4  # tokens; batches' lengths are multiples of it, so that the memory of one step fits the next
 BATCH = 32  # samples a forward pass while filling the cache: enough to keep two cores busy
+PASS = 2**26  # bytes of them: what a vision tower computes of large pictures would take more memory than training
 WINDOW = 256  # samples that are encoded and sorted by length at a time; fewer where their pictures are large (`HELD`)
 MANY, TOLD = 1000, 32  # samples that could fill a disk, and how many of them tell how large the cache will be
 FILES = ("hidden", "rows.safetensors", "manifest.json")
@@ -225,7 +226,8 @@ def _written(
         for encoded in _windows(samples, stretch):
             starts = file.tell() // (2 * width) + np.concatenate([[0], np.cumsum([len(s) for s in encoded])])
             placed = sorted(zip(starts.tolist(), encoded), key=lambda pair: len(pair[1]))
-            for part, hidden in in_parts(prefix, placed, BATCH):
+            few = min(BATCH, max(1, PASS // max(sample.nbytes for sample in encoded)))
+            for part, hidden in in_parts(prefix, placed, few):
                 if not hidden.isfinite().all():
                     raise _not_finite([sample for _, sample in part], hidden.dtype)
                 hidden = hidden.to(dtype)
