@@ -87,13 +87,18 @@ class Budget:
         """What is left for training when `scoring` minutes are kept for the end.
 
         At least a tenth of the budget is always trained: on a machine so slow that the fixed parts ate it, the run
-        takes longer than asked and says so.
+        takes longer than asked and says so. So it does where answers take most of it.
         """
         left, least = self.minutes - self.elapsed() - scoring, 0.1 * self.minutes
         if left < least:
             print(
                 f"this machine needs {self.elapsed() + scoring:.1f} of {self.minutes:g} minutes besides training; "
                 f"training {least:.1f} minutes all the same"
+            )
+        elif (answers := self.spent.get("score", 0.0) + scoring) > 2 * left:
+            print(
+                f"of {self.minutes:g} minutes, answers take {answers:.1f} and leave {left:.1f} for training; more minutes or "
+                "fewer test problems would teach more"
             )
         return max(left, least)
 

@@ -87,6 +87,15 @@ def test_training_gets_what_is_left_beside_scoring(clock, capsys):
     assert hour.training_minutes(8) == pytest.approx(10) and not capsys.readouterr().out
 
 
+def test_answers_that_take_most_of_a_run_are_said(clock, capsys):
+    run = Budget(5)
+    work(run, clock, "score", 1.2)
+    work(run, clock, "cache", 0.6)
+    assert run.training_minutes(1) == pytest.approx(2.2) and not capsys.readouterr().out
+    assert run.training_minutes(2.4) == pytest.approx(0.8)
+    assert "of 5 minutes, answers take 3.6 and leave 0.8 for training" in capsys.readouterr().out
+
+
 def test_who_reads_between_two_steps_loses_no_minute_of_training(clock):
     hour = Budget(60)
     work(hour, clock, "data", 2)
