@@ -131,6 +131,10 @@ def test_answers_in_a_batch_are_those_given_one_by_one(vlm, monkeypatch):
     for problem, a, b in zip(MIXED, together, alone, strict=True):
         assert a.scores == pytest.approx(b.scores, abs=1e-3)
         assert a.scores == pytest.approx([whole_row(vlm, problem, i) for i in range(len(problem.choices))], abs=1e-3)
+    with pytest.warns(UserWarning, match="cut at 6 tokens"):
+        together = answering.evaluate(vlm, MIXED, "generate", batch_size=5, max_new_tokens=6, progress=False)
+        assert together == answering.evaluate(vlm, MIXED, "generate", batch_size=1, max_new_tokens=6, progress=False)
+    assert len({p.text for p in together}) > 1
     monkeypatch.setattr(inference, "READ", 2)
     settings = {"max_new_tokens": 18, "progress": False}  # more than a cache first has room for
     together = answering.evaluate(vlm, MIXED, "generate", batch_size=5, **settings)

@@ -34,8 +34,6 @@ SPOKEN = {
     "official": (prompt_text, parse_official),
     "lmms_eval": (lmms_prompt, parse_lmms),
 }
-
-
 TOGETHER = 192  # problems spoken about at a time: a token for thrice the rows takes less than twice as long
 CHOOSING = 16  # and those whose choices are compared: each is a row that repeats the prompt's KV cache
 
@@ -72,9 +70,8 @@ def evaluate(
         raise EvaluationError(f"no scoring method is called {method!r}; there are {', '.join(get_args(Method))}")
     alone = processes.sharded()  # a forward pass takes all processes, so all of them answer everything
     share = problems if alone else processes.mine(problems)
-    answers, *counts = _answered(
-        vlm, share, method, batch_size or _suiting(method), shuffle_seed, max_new_tokens, progress
-    )
+    batch_size = batch_size or (TOGETHER if method in SPOKEN else CHOOSING)
+    answers, *counts = _answered(vlm, share, method, batch_size, shuffle_seed, max_new_tokens, progress)
     if not alone:
         answers, counts = processes.together(answers), [sum(each) for each in zip(*processes.gathered(counts))]
     cut, guessed = counts
@@ -153,10 +150,6 @@ def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple
         best = int(np.argmax(scores))
         found.append((best, options[best], tuple(scores)))
     return found
-
-
-def _suiting(method: Method) -> int:
-    return TOGETHER if method in SPOKEN else CHOOSING
 
 
 def _speak(

@@ -43,10 +43,8 @@ def generate(
     Prompts of like length are read `READ` at a time and answered together, as far as `CACHED` allows; `ended` hears how
     many more replies are done. Raises `InferenceError` where the first logits are not finite, as some models' are in float16.
     """
-    tokenizer, samples = (
-        vlm.processor.tokenizer,
-        [encode(vlm.processor, conversation) for conversation in conversations],
-    )
+    tokenizer = vlm.processor.tokenizer
+    samples = [encode(vlm.processor, conversation) for conversation in conversations]
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
     begins = _begun(vlm, [samples[i] for i in order])
     said = torch.cat([_said(vlm, logits, speech, max_new_tokens, ended) for logits, speech in begins])
@@ -82,8 +80,9 @@ def _said(
     for at in range(max_new_tokens):
         tokens = logits.max(-1).indices  # argmax takes three times as long in bfloat16
         said[speaking[~over], at] = tokens[~over]
-        before, over = over, over | (tokens == end)
-        ended(int((over & ~before).sum()))
+        last = ~over & (tokens == end)
+        over = over | last
+        ended(int(last.sum()))
         if at + 1 == max_new_tokens or over.all():
             break
         kept = (~over).nonzero()[:, 0]
