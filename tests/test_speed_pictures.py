@@ -18,16 +18,21 @@ def test_bars_are_as_long_as_steps_and_name_each_kind_once():
 
 def test_a_contender_with_several_seeds_has_one_name_and_a_line_for_each():
     answers = [{"minutes": 1, "correct": 50, "n": 100}, {"minutes": 2, "correct": 80, "n": 100}]
-    records = [training(who, answers, "bfloat16") for who in ("a", "e", "e")] + [training("e", answers, "float32")]
+    records = [training(who, answers, "bfloat16") for who in ("a", "e", "e")]
+    records += [training("e", answers, "bfloat16", minutes=30), training("e", answers, "float32")]
     figure = pictures.learning_by_the_clock(records)
     lines = [[line for line in axes.lines if list(line.get_ydata()) == [50, 80]] for axes in figure.axes]
-    assert [len(drawn) for drawn in lines] == [3, 1]
-    assert [axes.get_title() for axes in figure.axes] == ["bfloat16", "float32"]
+    assert [len(drawn) for drawn in lines] == [3, 1, 1]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "bfloat16, 10 minutes",
+        "bfloat16, 30 minutes",
+        "float32, 10 minutes",
+    ]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [pictures.NAMES["a"], pictures.NAMES["e"]]
 
 
-def training(who, answers, numbers, seed=0, reached=None):
-    machine, settings = {"precision": numbers}, {"seed": seed}
+def training(who, answers, numbers, seed=0, reached=None, minutes=10.0):
+    machine, settings = {"precision": numbers}, {"seed": seed, "minutes": minutes}
     return {"contender": who, "answers": answers, "machine": machine, "settings": settings, "samples_seen": 1000,
             "reached": reached or {}}  # fmt: skip
 
@@ -36,7 +41,9 @@ def test_minutes_until_a_mark_stand_in_the_order_of_the_seeds():
     answers = [{"minutes": 5, "correct": 66, "n": 100}]
     second = training("e", answers, "bfloat16", 1, {"60": 4.0, "70": None, "80": None})
     first = training("e", answers, "bfloat16", 0, {"60": 5.0, "70": 6.0, "80": None})
-    row = pictures.table([second, first]).splitlines()[-1]
+    longer = training("e", answers, "bfloat16", 0, {"60": 5.0, "70": 6.0, "80": 9.0}, minutes=30.0)
+    row, last = pictures.table(sorted([longer, second, first], key=pictures.place)).splitlines()[-2:]
+    assert "30 minutes" in last and "| 9.0 |" in last
     assert "| 0, 1 |" in row and "| 5.0, 4.0 | 6.0, never | not reached | 66.0, 66.0 |" in row
 
 

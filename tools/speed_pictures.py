@@ -53,8 +53,8 @@ def time_bars(steps: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
-    """Validation accuracy over minutes, a line for each training and a field for each kind of numbers."""
-    kinds = list(dict.fromkeys(map(numbers, records)))
+    """Validation accuracy over minutes, a line for each training and a field for each kind of numbers and budget."""
+    kinds = list(dict.fromkeys(map(kind_of, records)))
     figure = sized(7.5, 3.6)
     fields = dict(zip(kinds, figure.subplots(1, len(kinds), sharey=True, squeeze=False).flatten()))
     told: set[str] = set()
@@ -63,7 +63,7 @@ def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
         colour, marker, line = LOOKS[who]
         minutes = [answer["minutes"] for answer in record["answers"]]
         label = None if who in told else NAMES[who]
-        fields[numbers(record)].plot(minutes, shares(record), color=colour, marker=marker, linestyle=line, label=label)
+        fields[kind_of(record)].plot(minutes, shares(record), color=colour, marker=marker, linestyle=line, label=label)
         told.add(who)
     for kind, axes in fields.items():
         for mark in (60, 70, 80):
@@ -76,9 +76,15 @@ def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def numbers(record: Mapping) -> str:
-    """What a training multiplied."""
-    return record["machine"]["precision"]
+def kind_of(record: Mapping) -> str:
+    """What a training multiplied, and its budget, the questions on the way included."""
+    return f"{record['machine']['precision']}, {record['settings']['minutes']:g} minutes"
+
+
+def place(record: Mapping) -> tuple:
+    """Where a training stands among the others."""
+    settings = record["settings"]
+    return record["machine"]["precision"], settings["minutes"], record["contender"], settings["seed"]
 
 
 def shares(record: Mapping) -> list[float]:
@@ -87,13 +93,11 @@ def shares(record: Mapping) -> list[float]:
 
 
 def table(records: Sequence[Mapping]) -> str:
-    """Minutes until each mark, a row for the trainings of each contender, its seeds in order."""
+    """Minutes until each mark, a row for the trainings of each contender and kind."""
     marks = list(records[0]["reached"])
     rows = []
-    for kind, who in dict.fromkeys((numbers(record), record["contender"]) for record in records):
-        own = sorted(
-            (r for r in records if (numbers(r), r["contender"]) == (kind, who)), key=lambda r: r["settings"]["seed"]
-        )
+    for kind, who in dict.fromkeys((kind_of(record), record["contender"]) for record in records):
+        own = [r for r in records if (kind_of(r), r["contender"]) == (kind, who)]
         rows.append(
             [
                 f"{kind}: ({who}) {NAMES[who]}",
@@ -168,7 +172,8 @@ def scaling_tables(record: Mapping) -> str:
 
 def main() -> None:
     profile, scaling = RESULTS / "speed" / "profile.json", RESULTS / "speed" / "scaling.json"
-    trainings = [json.loads(path.read_text()) for path in sorted((RESULTS / "time_to_accuracy").glob("*.json"))]
+    trainings = [json.loads(path.read_text()) for path in (RESULTS / "time_to_accuracy").glob("*.json")]
+    trainings.sort(key=place)
     pictures: dict[Path, Figure] = {}
     tables: dict[str, str] = {}
     if profile.is_file():
