@@ -145,7 +145,7 @@ def occlusion_map(problem: Problem, prediction: Prediction, drops: np.ndarray) -
     if problem.image is None:
         return words_only("this problem has no picture")
     side = 3.45  # inches of either picture
-    verdict = "right" if prediction.correct else "wrong"
+    verdict = "the right answer" if prediction.correct else "a wrong answer"  # "right" alone may name a side
     caption = _wrap(f"{problem.question} The model said: “{prediction.text.strip()}” ({verdict})", 7.8, FONT)
     figure = sized(8, side + 0.55 + LEADING * FONT * len(caption))
     figure.suptitle("\n".join(caption), fontsize=FONT, parse_math=False)
