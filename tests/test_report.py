@@ -189,6 +189,8 @@ def test_headline_names_all_yardsticks(metrics, tmp_path):
     assert tables.headline(metrics).splitlines()[2].startswith("| trained, by generate | 18 | 83.3 (60.8 to 94.2) | ")
     assert any(line.startswith("| base model, by likelihood | ") for line in tables.headline(metrics).splitlines())
     assert tables.headline(metrics).splitlines()[-1].startswith("| trained, grey picture | ")
+    bare = replace(metrics, unseen_wording=score([], []).to_dict(), seen_wording=metrics.accuracy)
+    assert "wording seen" in tables.headline(bare) and "never seen" not in tables.headline(bare)
 
 
 def test_controls_stand_beside_the_figure(metrics, tmp_path):

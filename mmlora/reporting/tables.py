@@ -118,8 +118,11 @@ def _ordered(controls: dict) -> list[tuple[str, dict]]:
 
 
 def control_rows(m: Metrics) -> list[tuple[str, dict | None]]:
-    """The figure, what was held out, and everything that it is compared with: (label, scores or None) each."""
-    return [
+    """The figure, what was held out, and everything that it is compared with: (label, scores or None) each.
+
+    Without what this data has no problem of, as own pictures have no second wording.
+    """
+    rows = [
         ("trained", m.accuracy),
         *((label, getattr(m, name)) for name, label in HELD_OUT.items()),
         ("base model", m.base),
@@ -128,6 +131,7 @@ def control_rows(m: Metrics) -> list[tuple[str, dict | None]]:
         *((label, m.controls.get(name)) for name, label in CONTROLS.items()),
         ("trained, grey picture", m.blank_image),
     ]
+    return [(label, scores) for label, scores in rows if scores is None or scores["n"]["Avg"]]
 
 
 def headline(metrics: Metrics | str | Path) -> str:
