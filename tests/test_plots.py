@@ -430,7 +430,10 @@ def test_a_map_of_noise_says_that_there_is_no_effect():
 
 def test_a_map_names_question_answer_and_verdict():
     said = words(mapped(np.eye(2)))
-    assert f"{'Is this a very long question? ' * 6}The model said: “No, it is not. The answer is no.” (a wrong answer)" in said
+    assert (
+        f"{'Is this a very long question? ' * 6}The model said: “No, it is not. The answer is no.” (a wrong answer)"
+        in said
+    )
 
 
 # -- contact sheets ----------------------------------------------------------------------------------------------------
