@@ -44,7 +44,7 @@ from mmlora.training.probe import Probe
 from mmlora.training.settings import TrainSettings
 
 MARKS = (60, 70, 80, 85)  # per cent
-ANSWER = 0.32  # seconds, more than any takes: the last questions must still fit in
+ANSWER = 0.32  # seconds, more than one takes: the last questions must still fit in
 
 
 @dataclass
@@ -129,6 +129,17 @@ CONTENDERS: dict[str, Callable[..., int]] = {
 }
 
 
+def asked_at(minutes: float, problems: int, moments: int) -> list[float]:
+    """Shares of the budget at which it is asked, evenly, the last time as late as the answers fit."""
+    last = 1 - ANSWER * problems / 60 / minutes
+    if last <= 0:
+        raise typer.BadParameter(
+            f"{problems} answers may take {ANSWER * problems / 60:.1f} minutes, and there are {minutes:g} in all: give more "
+            "--minutes or fewer --problems"
+        )
+    return [last * (i + 1) / moments for i in range(moments)]
+
+
 def reached(answers: list[dict]) -> dict[str, float | None]:
     """Minutes until each mark, a line drawn from one answer to the next; None where it was not reached."""
     found: dict[str, float | None] = {}
@@ -152,6 +163,7 @@ def main(
     moments: Annotated[int, typer.Option(help="how often it is asked, the last time at the end")] = 6,
 ):
     """Train one contender and write results/time_to_accuracy/MODEL-NUMBERS-CONTENDER-MINUTES-SEED.json."""
+    shares = asked_at(minutes, problems, moments)
     vlm = load_vlm(model)
     vlm.model.requires_grad_(False)
     train, asked = (
@@ -160,8 +172,6 @@ def main(
     )
     lessons = [taught(problem, "explanation_answer") for problem in train]
     samples, replies = Samples(vlm, lessons), vlm.processor.tokenizer([lesson.reply for lesson in lessons])["input_ids"]
-    last = 1 - ANSWER * problems / 60 / minutes
-    shares = [last * (i + 1) / moments for i in range(moments)]
     exam, state = Exam(vlm, asked, max(map(len, replies)) + SPARE), machine.git_state()
     with tempfile.TemporaryDirectory() as folder:
         seen = CONTENDERS[contender](exam, samples, TrainSettings(minutes=minutes, seed=seed), shares, Path(folder))

@@ -1,16 +1,28 @@
-"""When a mark counts as reached, by the answers on the way."""
+"""When it is asked on the way, and when a mark counts as reached."""
 
 import importlib
 
 import pytest
+import typer
 
 from mmlora.paths import PACKAGE
 
 
 @pytest.fixture
-def reached(monkeypatch):
+def training(monkeypatch):
     monkeypatch.syspath_prepend(PACKAGE.parent / "benchmarks")
-    return importlib.import_module("time_to_accuracy").reached
+    return importlib.import_module("time_to_accuracy")
+
+
+@pytest.fixture
+def reached(training):
+    return training.reached
+
+
+def test_the_last_questions_come_as_late_as_their_answers_fit(training):
+    assert training.asked_at(10, 300, 3) == pytest.approx([0.28, 0.56, 0.84])
+    with pytest.raises(typer.BadParameter, match="500 answers may take 2.7 minutes, and there are 2 in all"):
+        training.asked_at(2, 500, 6)
 
 
 def answers(*pairs):
