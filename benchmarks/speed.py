@@ -44,7 +44,8 @@ from mmlora.encoding.loss import IGNORED
 from mmlora.encoding.prefix import PrefixCache
 from mmlora.encoding.prompts import taught
 from mmlora.encoding.sample import Sample, collate
-from mmlora.encoding.samples import Samples
+from mmlora.encoding.samples import Samples, without_pixels
+from mmlora.models import vlm as loading
 from mmlora.models.precision import DTYPES, device, precision
 from mmlora.models.vlm import VLM, decoder_layers
 from mmlora.paths import RESULTS
@@ -186,6 +187,7 @@ CONTENDERS: dict[str, Callable[[Work], Timed]] = {
 }
 UPPER = ("e", "before")
 HELD = ("a_held", "b_held")
+PEERS = ("a", "b", *HELD)
 OVER = (("e", "before"), ("e", "a"), ("e", "b"), ("e", "a_held"), ("e", "b_held"), ("d", "a"), ("d", "b"), ("c", "a"))
 
 
@@ -223,14 +225,17 @@ def pictured(count: int) -> list[Conversation]:
 
 def measure(name: str, model: str, sizes: Sizes, folder: Path) -> dict:
     """One contender, in a process of its own."""
+    if name in PEERS:
+        loading.reuse_blocks = lambda: False  # who uses them has the C library's heap as it comes
     vlm, lessons = load_vlm(model), pictured(sizes.problems)
     samples = Samples(vlm, lessons)
-    encoded = [samples[i] for i in range(len(samples))]
+    # Pictures that are kept here would count as the contender's memory
+    encoded = [without_pixels(samples[i]) for i in range(len(samples))]
     order = batches([len(sample) for sample in encoded], sizes.batch, seed=0, epoch=0)
     depth = len(decoder_layers(vlm.model))
     peak, needed = matrix_peak(), operations(vlm, encoded, depth - depth // 2 if name in UPPER else depth)
     # Trainers take the batches as they come; ours makes the same ones out of any order
-    ordered = [lessons[i] for batch in order for i in batch] if name in ("a", "b", *HELD) else lessons
+    ordered = [lessons[i] for batch in order for i in batch] if name in PEERS else lessons
     timed = CONTENDERS[name](Work(vlm, ordered, sizes, folder))
     seconds = timed.seconds[-1] - timed.seconds[sizes.warm - 1]
     seen = [i for batch in order[sizes.warm :] for i in batch]
