@@ -165,7 +165,7 @@ def scaling_tables(record: Mapping) -> str:
                 ["one thing varied", "tokens a sample", "step, ms a sample", "cache, ms a sample", "memory"], rows
             ),
             markdown(["problems", "minutes of filling the cache", "minutes of an epoch", ""], minutes),
-            markdown(["another machine", peak, "said by", "step, ms a sample"], machines),
+            markdown(["another machine", peak, "said by", "step, ms a sample at the least"], machines),
         ]
     )
 
