@@ -5,7 +5,7 @@
     python benchmarks/speed.py --model smolvlm-256m  # that architecture with random weights
 
 (a) transformers' Trainer with peft, all decoder layers; (b) TRL's SFTTrainer as it comes for a picture model, the loss on the
-completion only, and without its recomputation of activations, which is on by default and slower; (a_held) and (b_held) the same
+completion only, and without its recomputation of activations, which is on by default and slower; both with the C library's heap as it comes; (a_held) and (b_held) the same
 with frozen weights held in bfloat16, where that is multiplied, so that no step converts them; (c) ours, nothing cached, all layers; (d) ours, pictures cached, all layers; (e) ours, upper half, cached up
 to there; (before) the same as e through the plain layers of transformers and peft. Every contender sees the same problems in the
 same batches, the same rank, seed and optimizer, and its whole loop is timed, data included. Writes results/speed/MODEL.json, on a card MODEL-CARD.json; what it

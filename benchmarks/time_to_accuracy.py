@@ -160,7 +160,7 @@ def main(
     seed: Annotated[int, typer.Option(help="of the samples' order and of the adapter's start")] = 0,
     model: Annotated[str, typer.Option(help="what load_vlm takes")] = "smolbridge",
     problems: Annotated[int, typer.Option(help="of the validation split, at each moment")] = 500,
-    moments: Annotated[int, typer.Option(help="how often it is asked, the last time at the end")] = 6,
+    moments: Annotated[int, typer.Option(help="how often it is asked, the last time as late as the answers fit")] = 6,
 ):
     """Train one contender and write results/time_to_accuracy/MODEL-NUMBERS-CONTENDER-MINUTES-SEED.json."""
     shares = asked_at(minutes, problems, moments)
