@@ -4,8 +4,8 @@
     python benchmarks/time_to_accuracy.py a --minutes 10 --seed 0
 
 Contenders are those of `speed.py`: (a) transformers' Trainer with peft, all layers; (c) ours, all layers, nothing cached;
-(e) ours, upper half, cached up to there. Same problems, batch, rank, peak rate and schedule over the same minutes, in which
-the cache is filled and the questions are asked, too; what is reached is told in minutes without the asking. Writes
+(e) ours, upper half, cached up to there; and (e4), which is (e) with batches of four instead of eight. Same problems, rank,
+peak rate and schedule over the same minutes, in which the cache is filled and the questions are asked, too; what is reached is told in minutes without the asking. Writes
 results/time_to_accuracy/MODEL-NUMBERS-CONTENDER-MINUTES-SEED.json, where NUMBERS is what is multiplied (MMLORA_PRECISION).
 """
 
@@ -126,6 +126,9 @@ CONTENDERS: dict[str, Callable[..., int]] = {
     "a": by_trainer,
     "c": lambda *given: by_us(*given, upper=False),
     "e": lambda *given: by_us(*given, upper=True),
+    "e4": lambda exam, samples, settings, *given: by_us(
+        exam, samples, replace(settings, batch_size=4), *given, upper=True
+    ),
 }
 
 
@@ -155,7 +158,7 @@ def reached(answers: list[dict]) -> dict[str, float | None]:
 
 
 def main(
-    contender: Annotated[str, typer.Argument(help="a, c or e")],
+    contender: Annotated[str, typer.Argument(help="a, c, e or e4")],
     minutes: Annotated[float, typer.Option(help="of the cache, of training and of the answers on the way")] = 10.0,
     seed: Annotated[int, typer.Option(help="of the samples' order and of the adapter's start")] = 0,
     model: Annotated[str, typer.Option(help="what load_vlm takes")] = "smolbridge",
