@@ -22,7 +22,6 @@ Split = Literal["validation", "test"]
 Tower = Literal["vision", "connector", "language"]
 SEEDS = 2**31  # as many numbers as every library's dice take
 QUICK = 10  # minutes that are too few to teach a connector MiniSQA's pictures too
-FEW = 4  # samples a step in such a run: a sample costs hardly more than in a step of 8, and its adapter learns more
 TRAIN = {each.name: each.default for each in fields(TrainSettings)}  # a default of training stands there, once
 
 
@@ -102,9 +101,7 @@ class Settings:
         None, "Training", "Peak rate; none is 2e-3 for decoders as wide as SmolLM2-135M's, less for wider ones."
     )
     batch_size: int = _setting(
-        None,
-        "Training",
-        "Samples a step; none is 8, or 4 where smolbridge has less than ten minutes of MiniSQA: steps are scarce then.",
+        TRAIN["batch_size"], "Training", "Samples a step; in an hour steps are scarcer than samples."
     )
     seed: int = _setting(
         TRAIN["seed"], "Training", "Of the adapter's start, and of the order in which samples and captions are learned."
@@ -160,7 +157,6 @@ class Settings:
         if self.steps is not None and self.train_minutes is not None:
             raise SettingsError("steps and train_minutes are both given; training ends by one of them")
         object.__setattr__(self, "model", self.model or self._usual_model())
-        object.__setattr__(self, "batch_size", self.batch_size or self._usual_batch())
 
     @classmethod
     def of(cls, changes: Mapping[str, Any]) -> Settings:
@@ -174,18 +170,12 @@ class Settings:
 
     def changes(self) -> dict[str, Any]:
         """What differs from the defaults, as `of` takes it."""
-        usual = {each.name: each.default for each in fields(self)}
-        usual |= {"model": self._usual_model(), "batch_size": self._usual_batch()}
+        usual = {each.name: each.default for each in fields(self)} | {"model": self._usual_model()}
         return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
 
     def _usual_model(self) -> str:
-        return "smolbridge" if self._quick() and not self.align_minutes else "smolbridge-world"
-
-    def _usual_batch(self) -> int:
-        return FEW if self._quick() and self.model == "smolbridge" else TRAIN["batch_size"]
-
-    def _quick(self) -> bool:
-        return self.data == "minisqa" and self.minutes < QUICK
+        quick = self.data == "minisqa" and self.minutes < QUICK and not self.align_minutes
+        return "smolbridge" if quick else "smolbridge-world"
 
     def command(self) -> str:
         """The command line that starts this run."""

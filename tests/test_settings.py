@@ -13,7 +13,6 @@ from mmlora import headless, settings
 from mmlora.adapters import towers
 from mmlora.cli import app
 from mmlora.settings import Settings, SettingsError
-from mmlora.training.settings import TrainSettings
 
 CHANGED = (
     {},
@@ -108,14 +107,6 @@ def test_a_quick_look_at_minisqa_takes_the_base_that_knows_its_pictures():
     assert Settings.of({"minutes": 5, "model": "smolbridge-world"}).command() == (
         "mmlora run --model smolbridge-world --minutes 5"
     )
-
-
-def test_a_quick_run_of_smolbridge_takes_small_batches_unless_they_are_given():
-    assert Settings().batch_size == TrainSettings.batch_size == 8
-    assert Settings(minutes=5).batch_size == Settings(minutes=5).training(1).batch_size == 4
-    assert Settings(minutes=5, batch_size=8).command() == "mmlora run --minutes 5 --batch-size 8"
-    for slow in ({"minutes": 10}, {"minutes": 5, "data": "mine"}, {"minutes": 5, "model": "owner/name"}):
-        assert Settings.of(slow).batch_size == 8, slow
 
 
 @pytest.fixture
