@@ -19,6 +19,8 @@ ROWS = {
     "rank-64": "rank 64",
     "answer-only": "answer alone, scored by likelihood",
 }
+#: The rows of results/recipe/batch/, a table for each seed: samples a step.
+BATCHES = [{f"{size}-{seed}": f"batches of {size}" for size in (8, 4)} for seed in (0, 1)]
 #: The same of results/earlier/recipe/, on the easier base and on the test split.
 EARLIER = {
     "shipped": "explanation then answer, 24 visual tokens, LoRA from layer 15, rank 16, rate 2e-3",
@@ -132,6 +134,8 @@ def tables() -> dict[str, str]:
     """By marker name."""
     uncaptioned = table(RESULTS / "without_captions", UNCAPTIONED, "way", "align")
     runs = {"recipe": table(), "recipe-hour": after_an_hour(), "earlier": earlier()}
+    for seed, told in enumerate(BATCHES):
+        runs[f"recipe-batch-{seed}"] = table(RESULTS / "recipe" / "batch", told, f"seed {seed}")
     return {**runs, "uncaptioned": uncaptioned, "hours": hours(), "seeds": seeds()}
 
 
