@@ -3,9 +3,10 @@
     python benchmarks/time_to_accuracy.py e --minutes 10 --seed 0
     python benchmarks/time_to_accuracy.py a --minutes 10 --seed 0
 
-Contenders are those of `speed.py`: (a) transformers' Trainer with peft, all layers; (c) ours, all layers, nothing cached;
-(e) ours, upper half, cached up to there; and (e4), which is (e) with batches of four instead of eight. Same problems, rank,
-peak rate and schedule over the same minutes, in which the cache is filled and the questions are asked, too; what is reached is told in minutes without the asking. Writes
+Contenders are (a), (c) and (e) of `speed.py`: transformers' Trainer with peft, all layers; ours, all layers, nothing cached;
+ours, upper half, cached up to there. (e4) is (e) with batches of four. All else is the same: problems, batches of eight, rank,
+peak rate and schedule over the same minutes, in which the cache is filled and the questions are asked, too; what is reached
+is told in minutes without the asking. Writes
 results/time_to_accuracy/MODEL-NUMBERS-CONTENDER-MINUTES-SEED.json, where NUMBERS is what is multiplied (MMLORA_PRECISION).
 """
 
@@ -113,7 +114,7 @@ def by_trainer(exam: Exam, samples: Samples, settings: TrainSettings, moments: l
 def by_us(
     exam: Exam, samples: Samples, settings: TrainSettings, moments: list[float], folder: Path, upper: bool
 ) -> int:
-    """(c) and (e), which caches. Samples seen."""
+    """(c), and (e) and (e4), which cache. Samples seen."""
     depth = len(decoder_layers(exam.vlm.model))
     model = attach(exam.vlm.model, layers=range(depth // 2 if upper else 0, depth), seed=settings.seed)
     data: Any = PrefixCache.build(model, samples, folder / "cache") if upper else samples

@@ -19,7 +19,7 @@ NAMES = {
     "a": "transformers' Trainer with peft",
     "c": "mmlora, all layers, nothing cached",
     "e": "mmlora, upper half, cached up to there",
-    "e4": "the same in batches of four",
+    "e4": "mmlora, upper half, cached, batches of four",
 }
 LOOKS = {"a": (VERMILION, "s", ":"), "c": (ORANGE, "^", "--"), "e": (BLUE, "o", "-"), "e4": (GREEN, "D", "-.")}
 SCALED = {  # what `benchmarks/scaling.py` varies, as the table and the picture call it
