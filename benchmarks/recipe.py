@@ -3,9 +3,10 @@
     python benchmarks/recipe.py shipped
     python benchmarks/recipe.py rank-64 --rank 64
     python benchmarks/recipe.py answer-only --format answer --method likelihood
+    python benchmarks/recipe.py batch/4-0 --model smolbridge --train-minutes 3 --batch-size 4
 
-Every row has the same problems of the validation split, the same seed, the same minutes of training, and the connector that the
-recorded hour aligned, so that none pays for it; what a recipe needs besides (its cache, its scoring) is recorded next to its
+Every row has the same problems of the validation split and, unless an option says otherwise, the same seed, the same minutes of
+training, and the connector that the recorded hour aligned, so that none pays for it (`smolbridge` keeps its own); what a recipe needs besides (its cache, its scoring) is recorded next to its
 accuracy. NAME.jsonl says which problems were solved, so that rows are compared problem by problem. Run them one at a time: two at once
 measure each other.
 """

@@ -19,8 +19,6 @@ ROWS = {
     "rank-64": "rank 64",
     "answer-only": "answer alone, scored by likelihood",
 }
-#: The rows of results/recipe/batch/, a table for each seed: samples a step.
-BATCHES = [{f"{size}-{seed}": f"batches of {size}" for size in (8, 4)} for seed in (0, 1)]
 #: The same of results/earlier/recipe/, on the easier base and on the test split.
 EARLIER = {
     "shipped": "explanation then answer, 24 visual tokens, LoRA from layer 15, rank 16, rate 2e-3",
@@ -44,6 +42,8 @@ UNCAPTIONED = {
     "together": "the answers, together with the adapter, at a tenth of its rate",
     "neither": "nothing: it stays as the base has it",
 }
+#: The rows of results/recipe/batch/, a table for each seed: samples a step.
+BATCHES = [{f"{size}-{seed}": f"batches of {size}" for size in (8, 4)} for seed in (0, 1)]
 HOUR = "one_hour_smolbridge"
 HEADER = ("recipe", "what differs", "samples seen", "minutes", "accuracy (95 % interval)", "IMG")
 LAST, PAIRED = "blank", "more than {} (paired: 95 % interval; exact p)"
@@ -133,9 +133,9 @@ def seeds(folder: Path = RESULTS / "earlier") -> str:
 def tables() -> dict[str, str]:
     """By marker name."""
     uncaptioned = table(RESULTS / "without_captions", UNCAPTIONED, "way", "align")
-    runs = {"recipe": table(), "recipe-hour": after_an_hour(), "earlier": earlier()}
-    for seed, told in enumerate(BATCHES):
-        runs[f"recipe-batch-{seed}"] = table(RESULTS / "recipe" / "batch", told, f"seed {seed}")
+    folder = RESULTS / "recipe" / "batch"
+    batches = {f"recipe-batch-{seed}": table(folder, told, f"seed {seed}") for seed, told in enumerate(BATCHES)}
+    runs = {"recipe": table(), "recipe-hour": after_an_hour(), "earlier": earlier(), **batches}
     return {**runs, "uncaptioned": uncaptioned, "hours": hours(), "seeds": seeds()}
 
 
