@@ -19,14 +19,20 @@ def test_bars_are_as_long_as_steps_and_name_each_kind_once():
 def test_a_contender_with_several_seeds_has_one_name_and_a_line_for_each():
     answers = [{"minutes": 1, "correct": 50, "n": 100}, {"minutes": 2, "correct": 80, "n": 100}]
     records = [training(who, answers, "bfloat16") for who in ("a", "e", "e")]
-    records += [training("e", answers, "bfloat16", minutes=30), training("e", answers, "float32")]
+    records += [
+        training("e", answers, *kind) for kind in (("bfloat16", 0, {}, 30), ("float32",), ("float32", 0, {}, 30))
+    ]
     figure = pictures.learning_by_the_clock(records)
     lines = [[line for line in axes.lines if list(line.get_ydata()) == [50, 80]] for axes in figure.axes]
-    assert [len(drawn) for drawn in lines] == [3, 1, 1]
+    assert [len(drawn) for drawn in lines] == [3, 1, 1, 1]
+    assert {axes.get_subplotspec().get_geometry()[:2] for axes in figure.axes} == {(2, 2)}, (
+        "four titles in a row collide"
+    )
     assert [axes.get_title() for axes in figure.axes] == [
         "bfloat16, 10 minutes",
         "bfloat16, 30 minutes",
         "float32, 10 minutes",
+        "float32, 30 minutes",
     ]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [pictures.NAMES["a"], pictures.NAMES["e"]]
 

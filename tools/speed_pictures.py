@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mmlora.paths import PACKAGE, RESULTS
-from mmlora.reporting.plots import BLUE, DARK, FONT, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, compact_png, sized
+from mmlora.reporting.plots import BLUE, FONT, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, compact_png, sized
 from mmlora.reporting.tables import markdown
 from tools.readme import render_readme
 
@@ -56,8 +56,9 @@ def time_bars(steps: Mapping[str, Mapping[str, float]]) -> Figure:
 def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
     """Validation accuracy over minutes, a line for each training and a field for each kind of numbers and budget."""
     kinds = list(dict.fromkeys(map(kind_of, records)))
-    figure = sized(7.5, 3.6)
-    fields = dict(zip(kinds, figure.subplots(1, len(kinds), sharey=True, squeeze=False).flatten()))
+    rows, columns = (1, len(kinds)) if len(kinds) < 4 else (-(-len(kinds) // 2), 2)  # a title needs its width
+    figure = sized(7.5, 1.1 + 2.5 * rows)
+    fields = dict(zip(kinds, figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()))
     told: set[str] = set()
     for record in records:
         who = record["contender"]
@@ -67,11 +68,11 @@ def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
         fields[kind_of(record)].plot(minutes, shares(record), color=colour, marker=marker, linestyle=line, label=label)
         told.add(who)
     for kind, axes in fields.items():
-        for mark in (60, 70, 80):
+        for mark in (60, 70, 80, 85):
             axes.axhline(mark, color=GREY, linewidth=0.6, zorder=0)
         axes.set(title=kind, xlim=(0, None), ylim=(20, 100))
         axes.spines[["top", "right"]].set_visible(False)
-    fields[kinds[0]].set_ylabel("validation problems right, %", color=DARK)
+    figure.supylabel("validation problems right, %", fontsize=FONT + 1)
     figure.supxlabel("minutes of filling the cache and of training", fontsize=FONT + 1)
     figure.legend(frameon=False, loc="outside upper center", ncols=2)
     return figure
