@@ -162,19 +162,8 @@ def colab_run(tmp_path_factory):
 
     folder = work / "runs" / "first"
     with ThreadPoolExecutor(2) as pool:  # a lesson as small as this mostly waits for imports and its kernel
-        run = pool.submit(
-            call,
-            "mmlora",
-            "run",
-            "--model",
-            "smolbridge-world",
-            "--minutes",
-            "0.5",
-            "--test-problems",
-            "12",
-            "--out",
-            folder,
-        )
+        small = "--model smolbridge-world --minutes 0.5 --test-problems 12".split()
+        run = pool.submit(call, "mmlora", "run", *small, "--out", folder)
         paths = {path.stem[:2]: path for path in colabvenv.FILES}
         later = {number: pool.submit(execute, path) for number, path in paths.items() if number not in ("04", "05")}
         printed = run.result()

@@ -20,7 +20,8 @@ def test_a_contender_with_several_seeds_has_one_name_and_a_line_for_each():
     answers = [{"minutes": 1, "correct": 50, "n": 100}, {"minutes": 2, "correct": 80, "n": 100}]
     records = [training(who, answers, "bfloat16") for who in ("a", "e", "e")]
     records += [
-        training("e", answers, *kind) for kind in (("bfloat16", 0, {}, 30), ("float32",), ("float32", 0, {}, 30))
+        training("e", answers, numbers, minutes=minutes)
+        for numbers, minutes in (("bfloat16", 30), ("float32", 10), ("float32", 30))
     ]
     figure = pictures.learning_by_the_clock(records)
     lines = [[line for line in axes.lines if list(line.get_ydata()) == [50, 80]] for axes in figure.axes]

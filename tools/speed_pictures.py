@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmlora.paths import PACKAGE, RESULTS
@@ -53,12 +54,19 @@ def time_bars(steps: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
+def in_rows(figure: Figure, count: int, columns: int) -> Sequence[Axes]:
+    """So many fields with one scale upwards, `columns` in a row."""
+    fields = figure.subplots(-(-count // columns), columns, sharey=True, squeeze=False).flatten()
+    for spare in fields[count:]:
+        spare.set_visible(False)
+    return fields[:count]
+
+
 def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
     """Validation accuracy over minutes, a line for each training and a field for each kind of numbers and budget."""
     kinds = list(dict.fromkeys(map(kind_of, records)))
-    rows, columns = (1, len(kinds)) if len(kinds) < 4 else (-(-len(kinds) // 2), 2)  # a title needs its width
-    figure = sized(7.5, 1.1 + 2.5 * rows)
-    fields = dict(zip(kinds, figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()))
+    figure = sized(7.5, 1.1 + 2.5 * -(-len(kinds) // 2))
+    fields = dict(zip(kinds, in_rows(figure, len(kinds), 2)))
     told: set[str] = set()
     for record in records:
         who = record["contender"]
@@ -68,8 +76,8 @@ def learning_by_the_clock(records: Sequence[Mapping]) -> Figure:
         fields[kind_of(record)].plot(minutes, shares(record), color=colour, marker=marker, linestyle=line, label=label)
         told.add(who)
     for kind, axes in fields.items():
-        for mark in (60, 70, 80, 85):
-            axes.axhline(mark, color=GREY, linewidth=0.6, zorder=0)
+        for mark in records[0]["reached"]:
+            axes.axhline(float(mark), color=GREY, linewidth=0.6, zorder=0)
         axes.set(title=kind, xlim=(0, None), ylim=(20, 100))
         axes.spines[["top", "right"]].set_visible(False)
     figure.supylabel("validation problems right, %", fontsize=FONT + 1)
@@ -121,15 +129,13 @@ def cost_by_size(sweeps: Mapping[str, Sequence[Mapping]]) -> Figure:
     """Milliseconds of a step, a sample, over what was varied: a field for each."""
     shown = [name for name in SCALED if name in sweeps]
     figure = sized(7.5, 2.1 * -(-len(shown) // 3))
-    fields = figure.subplots(-(-len(shown) // 3), 3, sharey=True, squeeze=False).flatten()
+    fields = in_rows(figure, len(shown), 3)
     for name, axes in zip(shown, fields):
         steps = [1000 * found["step_seconds"] for found in sweeps[name]]
         axes.plot([str(found["value"]) for found in sweeps[name]], steps, color=BLUE, marker="o")
         axes.set_xlabel(SCALED[name])
         axes.spines[["top", "right"]].set_visible(False)
     fields[0].set_ylim(bottom=0)  # of all fields, and only now: a limit that is set ends the search for the other one
-    for axes in fields[len(shown) :]:
-        axes.set_visible(False)
     figure.supylabel("milliseconds a sample", fontsize=FONT + 1)
     return figure
 
