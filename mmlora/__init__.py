@@ -10,6 +10,8 @@ import importlib
 import logging
 from typing import Any
 
+from mmlora import threads  # noqa: F401 - before torch is imported: its threads then wait without spinning
+
 __version__ = "0.1.0"
 
 _PLACES = {

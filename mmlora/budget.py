@@ -28,6 +28,7 @@ class Budget:
     minutes: float
     file: Path | None = None  # where `spent` is kept for a session that goes on after this one
     spent: dict[str, float] = field(default_factory=dict)  # minutes by part: data, align, cache, train, score
+    running: float | None = None  # when the part began that runs now, by `perf_counter`
 
     @property
     def train_problems(self) -> int | None:
@@ -55,8 +56,13 @@ class Budget:
         return min(200, max(40, round(6 * self.minutes)))
 
     def elapsed(self) -> float:
-        """Minutes that all parts took so far, those of earlier sessions included."""
-        return sum(self.spent.values())
+        """Minutes that all parts took so far, the one that runs now and those of earlier sessions included."""
+        now = 0.0 if self.running is None else (perf_counter() - self.running) / 60
+        return sum(self.spent.values()) + now
+
+    def left(self) -> float:
+        """Minutes that are left, below 0 where more were spent."""
+        return self.minutes - self.elapsed()
 
     def add(self, part: str, minutes: float) -> None:
         """Count these minutes towards `part`."""
@@ -65,10 +71,11 @@ class Budget:
     @contextmanager
     def watch(self, part: str) -> Iterator[None]:
         """Count what happens inside towards `part`, also where it breaks off."""
-        began = perf_counter()
+        began = self.running = perf_counter()
         try:
             yield
         finally:
+            self.running = None
             self.add(part, (perf_counter() - began) / 60)
             self._keep()
 
@@ -89,7 +96,7 @@ class Budget:
         At least a tenth of the budget is always trained: on a machine so slow that the fixed parts ate it, the run
         takes longer than asked and says so. So it does where answers take most of it.
         """
-        left, least = self.minutes - self.elapsed() - scoring, 0.1 * self.minutes
+        left, least = self.left() - scoring, 0.1 * self.minutes
         if left < least:
             print(
                 f"this machine needs {self.elapsed() + scoring:.1f} of {self.minutes:g} minutes besides training; "

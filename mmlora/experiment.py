@@ -6,11 +6,11 @@ Notebook 04 goes through the steps one cell at a time, `run` takes them all; bot
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
-from mmlora.adapters.files import load_vlm, save_adapter
+from mmlora import threads
+from mmlora.adapters.files import load_vlm
 from mmlora.adapters.lora import AdapterError, attach, detach
 from mmlora.adapters.towers import learning_connector, towers
 from mmlora.budget import Budget
@@ -22,20 +22,23 @@ from mmlora.evaluation.controls import majority_class
 from mmlora.evaluation.examination import examine
 from mmlora.evaluation.inference import reader
 from mmlora.evaluation.occlusion import occlusion
-from mmlora.evaluation.scores import Method, Prediction, score
+from mmlora.evaluation.pace import Pace
+from mmlora.evaluation.scores import Prediction, score
 from mmlora.models import processes
 from mmlora.models.catalog import seen_by
 from mmlora.models.connector import ALIGNED, aligned, own_way
 from mmlora.models.precision import choose, products
 from mmlora.models.vlm import base_model, decoder_layers
+from mmlora.outcome import BASE_METHOD, keep, metrics
 from mmlora.problems.captions import captioned, further_captioned
-from mmlora.problems.load import licence, load_problems, load_transfer
+from mmlora.problems.load import load_problems, load_transfer
 from mmlora.problems.record import Problem
 from mmlora.problems.rows import DataError
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.machine import git_state
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
+from mmlora.timing import Timing
 from mmlora.training.captions import learn_to_read
 from mmlora.training.fit import fit
 from mmlora.training.log import TrainingError, TrainLog
@@ -43,8 +46,6 @@ from mmlora.training.probe import Probe
 from mmlora.training.resume import claim, put_aside
 from mmlora.training.settings import TrainingSet
 
-#: An untrained model often says no answer, so it is asked which one it holds for likeliest.
-BASE_METHOD: Method = "likelihood"
 SPARE = 16  # tokens that an answer may be longer than any that was taught
 CONTROLS = 3  # answers to each of their problems: grey, swapped, captions as text; reading costs no words
 ANEW = "go on with this run in a new Experiment, resume=True, and take them before it learns"
@@ -67,7 +68,7 @@ class Experiment:
         self.budget = Budget(settings.minutes, minutes if processes.first() else None)
         if resume:
             self.budget.go_on(minutes)
-        self.reserved: float | None = None
+        self.timing = Timing(settings, self.budget)
         self.begun = False  # training, which leaves the base under an adapter
         self.log: TrainLog | None = None
 
@@ -87,6 +88,8 @@ class Experiment:
     def load_problems(self) -> None:
         """`train` and `test`, as many as the minutes allow, and `transfer`, skills that no training problem has."""
         chosen, budget = self.settings, self.budget
+        if processes.first():
+            threads.say_if_busy()
         sizes = chosen.train_problems or budget.train_problems, chosen.test_problems or budget.test_problems
         with budget.watch("data"), processes.one_first():
             self.train, self.test = (
@@ -117,7 +120,11 @@ class Experiment:
                 raise TrainingError(f"the model has learned already, and baselines come before; {ANEW}")
             return print("the baselines were taken before anything was learned and stand")
         with self.budget.watch("score"):
-            self.base = score(self.test, evaluate(self.vlm, self.test, BASE_METHOD))
+            problems, self.base_predictions = self.timing.baseline(
+                self.test, lambda some: evaluate(self.vlm, some, BASE_METHOD)
+            )
+        self.base = score(problems, self.base_predictions)
+        self._only(problems, "this machine answers slowly")
         self.majority = score(self.test, majority_class(self.test, self.train))
 
     def align(self) -> None:
@@ -172,11 +179,11 @@ class Experiment:
             for some in (trial[:1], trial):  # the first answer on a card takes as long as a hundred
                 began = perf_counter()
                 evaluate(self.learner, some, self.settings.method, max_new_tokens=tokens, progress=False)
-            minutes = (perf_counter() - began) / 60
+            seconds = perf_counter() - began
         pictures = min(sum(p.image is not None for p in self.test), self.budget.control_problems)
-        answers = len(self.test) + len(self.transfer) + CONTROLS * pictures
-        self.reserved = 1.1 * minutes * answers / len(trial)
-        return self.reserved
+        wanted = len(self.test) + len(self.transfer) + CONTROLS * pictures
+        self.timing.expect(seconds, len(trial), wanted)
+        return self.timing.reserved or 0.0
 
     def fit(self) -> TrainLog:
         """Train for what the budget leaves: `log`. Taken again, it begins anew and keeps the earlier training aside."""
@@ -188,16 +195,21 @@ class Experiment:
                 self.load_model()
             self.attach()
         chosen = self.settings
-        minutes = chosen.train_minutes
+        minutes, allowed = chosen.train_minutes, None
         if self.resume or self.log is not None:  # the checkpoints know what was spent on it, or it was put aside
             self.budget.spent.pop("train", None)
         if minutes is None and chosen.steps is None:
-            minutes = self.budget.training_minutes(self.reserve() if self.reserved is None else self.reserved)
+            reserved = self.timing.reserved
+            minutes = self.budget.training_minutes(self.reserve() if reserved is None else reserved)
+            with self.budget.watch("train"):
+                self.timing.refuse_few_samples(self.model, self.samples, minutes)
+            allowed = self.timing.training_minutes()
         self.begun = True
         with self.budget.watch("train"):
             self.log = fit(
-                self.model, self.samples, chosen.training(minutes), self.folder, resume=self.resume, probe=self._probe()
-            )
+                self.model, self.samples, chosen.training(minutes), self.folder, resume=self.resume, probe=self._probe(),
+                allowed=allowed,
+            )  # fmt: skip
         self.budget.add("train", self.log.seconds_before / 60)  # what a session before this one spent
         self.resume = False
         return self.log
@@ -208,21 +220,20 @@ class Experiment:
             raise TrainingError("nothing was trained yet; call fit() before score()")
         if not hasattr(self, "base"):
             raise TrainingError(f"there are no baselines to compare with; {ANEW}")
-        count = self.budget.control_problems
+        pace = self.timing.pace or Pace(1.0, 0, None)
         with self.budget.watch("score"):
-            found = examine(self.test, self.transfer, self._answer, reader(self.learner), count)
+            found = examine(
+                self.test, self.transfer, self._answer, reader(self.learner), self.budget.control_problems, pace
+            )
         self.examination = found
+        self._only(found.test.problems, "the minutes are over")
         self.predictions, self.blank_predictions = found.test.predictions, found.blank.predictions
         self.scores, self.blank = score(*found.test), score(*found.blank)
-        metrics = self._metrics(self.log)
-        if not processes.first():
-            return metrics
-        metrics.save(self.folder / "metrics.json")
-        found.save(self.folder)
-        found.say()
-        keep_examples(self.folder, self.test, self.predictions)
-        self._save_adapter(metrics)
-        return metrics
+        record = metrics(self, self.log)
+        if processes.first():
+            keep(self, record)
+            found.say()
+        return record
 
     def explain(self, count: int = 2) -> list[tuple[Problem, Prediction]]:
         """Occlusion maps of a few problems with a picture, kept beside wrong answers for the report: `maps` by id."""
@@ -232,6 +243,18 @@ class Experiment:
         if processes.first():
             keep_examples(self.folder, self.test, self.predictions, self.maps)
         return chosen
+
+    def _only(self, problems: list[Problem], why: str) -> None:
+        """Score these of the test problems, and the baselines on the same."""
+        if len(problems) == len(self.test):
+            return
+        print(f"{why}: {len(problems)} of {len(self.test)} test problems, drawn by lot, are scored")
+        ids = {problem.id for problem in problems}
+        self.test = problems
+        self.base_predictions = [said for said in self.base_predictions if said.id in ids]
+        if hasattr(self, "base"):
+            self.base = score(problems, self.base_predictions)
+            self.majority = score(problems, majority_class(problems, self.train))
 
     def _probe(self) -> Probe | None:
         """Answers to a few validation problems while training, where the data has such a split and the minutes allow."""
@@ -249,7 +272,9 @@ class Experiment:
             return None
 
         def measure() -> dict:
+            began = perf_counter()
             said = self._answer(problems, progress=False)
+            self.timing.probed(perf_counter() - began, len(said))
             return {"correct": sum(answer.correct for answer in said), "n": len(said)}
 
         return Probe(measure)
@@ -262,34 +287,3 @@ class Experiment:
     def _answer(self, problems: list[Problem], progress: bool = True) -> list[Prediction]:
         tokens = self.reply_lengths[-1] + SPARE
         return evaluate(self.learner, problems, self.settings.method, max_new_tokens=tokens, progress=progress)
-
-    def _metrics(self, log: TrainLog) -> Metrics:
-        method = self.settings.method
-        return Metrics(
-            **self.examination.figures(self.train),
-            base=self.base.to_dict(),
-            scored_by={"accuracy": method, "base": BASE_METHOD, "majority": "fixed guess", "blank_image": method},
-            n_test=len(self.test),
-            minutes=self.budget.to_dict(),
-            samples_per_second=round(log.samples_per_second, 2),
-            samples_seen=log.samples_seen,
-            trainable_parameters=towers(self.model).trainable,
-            model=self.vlm.name,
-            base_model=asdict(self.vlm.base),
-            data=f"{self.settings.data} {len(self.train)}/{len(self.test)}",
-            seed=self.settings.seed,
-            settings=self.settings.to_dict(),
-            git=self.git,
-        )
-
-    def _save_adapter(self, metrics: Metrics) -> None:
-        facts = {
-            "task": f"ScienceQA-style multiple choice ({self.settings.data})",
-            "accuracy": f"{self.scores.accuracy} %, 95 % interval {self.scores.ci95}, of {self.scores.n} problems",
-            "base model's accuracy": f"{self.base.accuracy} %, by {BASE_METHOD}",
-            "samples seen": metrics.samples_seen,
-        }
-        save_adapter(
-            self.model, self.folder / "adapter", facts, processor=self.vlm.processor,
-            data_licence=licence(self.settings.data, self.train),
-        )  # fmt: skip

@@ -65,6 +65,11 @@ class Settings:
         None, "How long", "Problems to train on; none is as many as the minutes allow."
     )
     test_problems: int | None = _setting(None, "How long", "Problems to score; none is as many as the minutes allow.")
+    few_samples: bool = _setting(
+        False,
+        "How long",
+        "Train even where the minutes allow fewer samples than ever taught anything, instead of stopping.",
+    )
     probe_problems: int | None = _setting(
         None, "How long", "Validation problems answered on the way; none is as many as pay, 0 is none."
     )

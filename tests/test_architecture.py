@@ -18,7 +18,7 @@ import mmlora
 PACKAGE = Path(mmlora.__file__).parent
 #: From the lowest to the highest: a module imports from its own layer and from those below.
 LAYERS = (
-    ("errors", "files", "paths", "guests"),
+    ("errors", "files", "paths", "guests", "threads"),
     ("problems",),
     ("models",),
     ("encoding",),

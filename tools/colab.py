@@ -30,7 +30,8 @@ if not importlib.util.find_spec("mmlora"):
     source = os.environ.get("MMLORA_SOURCE", "git+$repository")
     install = "pip install -q -c kept.txt".split()
     subprocess.run([sys.executable, "-m", *install, source], check=True)
-    importlib.invalidate_caches()"""
+    importlib.invalidate_caches()
+import mmlora  # before torch, whose threads then share the cores with other programs"""
 BADGES = re.compile(r"^\[!\[Open in Colab\].*\n\n?", re.MULTILINE)
 
 

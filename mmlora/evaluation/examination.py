@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from mmlora.evaluation.controls import Answered, best_guess, blanked, chance, controls, evenly, majority_class
+from mmlora.evaluation.pace import Pace
 from mmlora.evaluation.scores import Prediction, save_predictions, score
 from mmlora.problems.record import Problem
 
@@ -66,9 +67,14 @@ def examine(
     answer: Callable[[list[Problem]], list[Prediction]],
     read: Callable[[Image.Image], str] | None,
     count: int,
+    pace: Pace,
 ) -> Examination:
-    """Ask `answer` everything, and each control `count` of the test problems with a picture."""
-    unseen = blanked(evenly([problem for problem in test if problem.image is not None], count))
-    asked = {name: Answered(list(some), answer(list(some)))
-             for name, some in (("test", test), ("blank", unseen), ("transfer", transfer))}  # fmt: skip
-    return Examination(**asked, controls=controls(test, answer, read, count))
+    """Ask `answer` everything, and each control `count` of the test problems with a picture, as far as `pace` allows."""
+    asked = Answered(*pace.answered(test, answer))
+    shown = evenly([problem for problem in asked.problems if problem.image is not None], count)
+    return Examination(
+        test=asked,
+        blank=Answered(*pace.answered(blanked(shown), answer)),
+        transfer=Answered(*pace.answered(transfer, answer)),
+        controls=controls(asked.problems, answer, read, count, pace),
+    )

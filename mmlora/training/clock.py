@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from statistics import median
 from time import perf_counter
 
 from mmlora.training.settings import TrainSettings
 
+OFTEN = 16  # steps after which the minutes are estimated anew
+Allowed = Callable[[float], float]
+
 
 class Clock:
-    """Counts towards the budget of `settings`: its minutes, checkpoints included, or else its steps."""
+    """Counts towards the budget of `settings`: its minutes, checkpoints included, or else its steps.
 
-    def __init__(self, settings: TrainSettings):
-        self.settings, self.started = settings, perf_counter()
+    `allowed`, where it is given, is asked now and then for the minutes that training may take in all, when steps have become
+    so many times slower since it began.
+    """
+
+    def __init__(self, settings: TrainSettings, allowed: Allowed | None = None):
+        self.settings, self.started, self.allowed = settings, perf_counter(), allowed
         self.budget = 60 * (settings.minutes or 0.0)  # seconds; unused where steps are counted
         self.before = 0.0  # seconds spent by earlier processes
         self.save_seconds = 0.0  # of the last checkpoint
         self.probe_seconds = 0.0  # of the last probe
         self.recent: deque[float] = deque(maxlen=32)  # seconds of a step; lengths vary, so the slowest is reserved
+        self.usual: float | None = None  # seconds of a step when this process began, the median of `OFTEN`
 
     def seconds(self) -> float:
         return self.before + perf_counter() - self.started
+
+    def estimate_anew(self) -> None:
+        """Ask for the minutes that are left at the pace of the last steps; called every `OFTEN` steps."""
+        if self.allowed is None or self.settings.steps is not None or len(self.recent) < OFTEN:
+            return
+        now = median(islice(reversed(self.recent), OFTEN))
+        if self.usual is None:
+            self.usual = now
+        self.budget = 60 * self.allowed(now / self.usual)
 
     def time_for_a_step(self, done: int) -> bool:
         """Whether one more step, and the checkpoint at the end, fit in the budget after `done` steps."""

@@ -28,7 +28,7 @@ from mmlora.models import processes
 from mmlora.models.memory import give_back, out_of_memory
 from mmlora.models.precision import attention, precision
 from mmlora.training import checkpoint, resume
-from mmlora.training.clock import Clock
+from mmlora.training.clock import OFTEN, Allowed, Clock
 from mmlora.training.log import Journal, TrainingError, TrainLog
 from mmlora.training.order import batches, by_rate, schedule
 from mmlora.training.probe import Probe
@@ -46,16 +46,18 @@ def fit(
     resume: bool = False,
     on_step: Callable[[dict], None] | None = None,
     probe: Probe | None = None,
+    allowed: Allowed | None = None,
 ) -> TrainLog:
     """Train in place whatever `requires_grad` in `model`, and leave it in evaluation mode.
 
     `folder` receives `log.jsonl` and checkpoints. With `resume`, training goes on from the newest verified checkpoint
     there, or begins when there is none; a time budget counts the part before the interruption. `on_step` receives each
-    record; what `probe` found stands in the record of its moment as `validation`. Seeds the global random generators.
+    record; what `probe` found stands in the record of its moment as `validation`. `allowed` changes the minutes while
+    training goes on (see `Clock`). Seeds the global random generators.
     Raises `TrainingError`, `CheckpointError` (made by another run, or the disk is full before the first step) and
     `AdapterError` (a tower without gradient).
     """
-    run = _Run(model, data, settings, Path(folder), probe)
+    run = _Run(model, data, Clock(settings, allowed), Path(folder), probe)
     try:
         run.begin(resume)
         fast = fused(run.model) if settings.fused else nullcontext()
@@ -85,11 +87,9 @@ class _Place:
 class _Run:
     """One `fit`: model, optimizer, clock, place and journal."""
 
-    def __init__(
-        self, model: nn.Module, data: TrainingSet, settings: TrainSettings, folder: Path, probe: Probe | None = None
-    ):
-        self.clock = Clock(settings)
-        self.data, self.settings, self.folder, self.probe = data, settings, folder, probe
+    def __init__(self, model: nn.Module, data: TrainingSet, clock: Clock, folder: Path, probe: Probe | None = None):
+        self.clock, self.settings = clock, (settings := clock.settings)
+        self.data, self.folder, self.probe = data, folder, probe
         if not len(data):
             raise TrainingError("the training set has no samples; give it at least one")
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -97,8 +97,7 @@ class _Run:
             raise TrainingError("nothing in this model is trainable; attach an adapter first")
         self.accelerator = Accelerator(mixed_precision=precision(), cpu=processes.on_processor())
         self.model = model.to(self.accelerator.device)
-        rate, decay = settings.learning_rate, settings.weight_decay
-        adam = torch.optim.AdamW(by_rate(model), rate, weight_decay=decay, fused=True)
+        adam = torch.optim.AdamW(by_rate(model), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
         self.optimizer = self.accelerator.prepare_optimizer(adam)
         self.place, self.journal = _Place(), Journal(folder, quiet=not processes.first())
         self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved if too many
@@ -151,8 +150,9 @@ class _Run:
             "tokens": place.tokens,
             "gradient_norm": norm,
         }
-        if place.step % 16 == 0:
+        if place.step % OFTEN == 0:
             give_back()  # batches differ in length, and what was freed for one does not fit the next
+            clock.estimate_anew()
         if by_tower:
             record["gradient_norm_by_tower"] = by_tower
             norms = ", ".join(f"{tower} {value:.3g}" for tower, value in by_tower.items())
