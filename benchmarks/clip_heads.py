@@ -9,6 +9,9 @@ once as the mean with its mirror image.
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import copy
 import json
 

@@ -7,6 +7,9 @@ Lesson 09's few shots with both losses: same draws, same adapters, same steps. A
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import json
 
 import torch

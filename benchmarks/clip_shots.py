@@ -8,6 +8,9 @@ times as many, in one training that stops for its answers (its optimizer begins 
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import dataclasses
 import json
 from typing import NamedTuple

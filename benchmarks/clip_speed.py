@@ -9,6 +9,9 @@ memory is the most that the process ever held, so only a card tells the ways apa
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import gc
 import json
 from dataclasses import asdict, dataclass

@@ -10,6 +10,9 @@ memory of the real ones, but no accuracy, so none is recorded. The words come fr
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import json
 import os
 import subprocess

@@ -7,6 +7,9 @@ Writes results/precision/MACHINE.json: samples a second either way, and the rati
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import json
 import tempfile
 from pathlib import Path

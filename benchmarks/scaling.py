@@ -9,6 +9,9 @@ estimates; they stand under `on_paper`.
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import json
 import os
 import subprocess

@@ -14,6 +14,9 @@ holds of other numbers stays, each with its own machine, versions and date.
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import json
 import os
 import subprocess

@@ -8,6 +8,9 @@ step on a single sample: what a step costs however little it computes.
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import json
 import sys
 import tempfile

@@ -12,6 +12,9 @@ results/time_to_accuracy/MODEL-NUMBERS-CONTENDER-MINUTES-SEED.json, where NUMBER
 
 from __future__ import annotations
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import json
 import tempfile
 from collections.abc import Callable

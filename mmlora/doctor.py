@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from mmlora import threads
 from mmlora.paths import IN_CHECKOUT, PACKAGE, RUNS, WEIGHTS, cache_home
 from mmlora.smolbridge import wheels as weights
 
@@ -45,6 +46,7 @@ def examine() -> Iterator[Finding]:
     for requirement in requirements():
         yield package(requirement)
     yield torch_device()
+    yield waiting_threads()
     yield memory()
     yield disk("disk, cache", cache_home(), CACHE_GB, "set MMLORA_HOME to a folder on a larger disk")
     yield disk("disk, runs", RUNS, RUNS_GB, "free some space, or give `mmlora run --out` another folder")
@@ -113,6 +115,17 @@ def torch_device() -> Finding:
     if torch.backends.mps.is_available():
         return Finding("device", "OK", f"mps, the Mac's own GPU, products in {products()}")
     return Finding("device", "OK", f"cpu, {torch.get_num_threads()} threads, products in {products()}")
+
+
+def waiting_threads() -> Finding:
+    """Do threads that wait sleep, so that a busy neighbour costs no more than its share?"""
+    used, cores = threads.used_by_others()
+    text = f"other programs use {used:.1f} of {cores} cores now"
+    if threads.SETTLED:
+        return Finding("threads", "OK", f"waiting threads sleep; {text}")
+    return Finding(
+        "threads", "to do", f"torch was imported first, so waiting threads spin; import mmlora before torch ({text})"
+    )
 
 
 def memory() -> Finding:

@@ -1,5 +1,8 @@
 """Fixtures that several test files use."""
 
+import mmlora  # noqa: F401 - before torch, so that its threads share the cores
+
+# isort: split
 import importlib
 import multiprocessing
 import os

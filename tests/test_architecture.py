@@ -18,7 +18,7 @@ import mmlora
 PACKAGE = Path(mmlora.__file__).parent
 #: From the lowest to the highest: a module imports from its own layer and from those below.
 LAYERS = (
-    ("errors", "files", "paths", "guests", "threads"),
+    ("errors", "files", "paths", "guests", "threads", "network"),
     ("problems",),
     ("models",),
     ("encoding",),
@@ -26,7 +26,7 @@ LAYERS = (
     ("training",),
     ("evaluation",),
     ("reporting",),
-    ("settings", "budget", "needs", "experiment", "headless"),
+    ("settings", "budget", "needs", "timing", "outcome", "experiment", "headless"),
     ("doctor", "cli", "lessons", "openclip", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -72,7 +72,7 @@ def _imports(by: str) -> list[Import]:
     return found
 
 
-IMPORTS = [each for name in MODULES for each in _imports(name)]
+IMPORTS = [each for name in MODULES if name != "mmlora" for each in _imports(name)]
 
 
 def _part(module: str) -> str:
