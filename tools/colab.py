@@ -25,8 +25,7 @@ from pathlib import Path
 if not importlib.util.find_spec("mmlora"):
     if not {"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "MMLORA_SOURCE"} & set(os.environ):
         raise ImportError("this kernel has no mmlora: choose that of mmlora's environment (docs/install.md)")
-    kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision", "numpy")]
-    Path("kept.txt").write_text("\\n".join(kept))
+    Path("kept.txt").write_text("\\n".join(f"{name}=={version(name)}" for name in ("torch", "torchvision", "numpy")))
     source = os.environ.get("MMLORA_SOURCE", "git+$repository")
     install = "pip install -q -c kept.txt".split()
     subprocess.run([sys.executable, "-m", *install, source], check=True)
