@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from mmlora.problems.record import LETTERS
+
+MARK = re.compile(r"\bthe answer is\b:?", re.IGNORECASE)
+ENDS = re.compile(r"\.(?=\s)|\n|$")
 
 
 def parse_official(text: str, choices: Sequence[str]) -> int | None:
@@ -24,33 +28,58 @@ def _lettered(letter: str, choices: Sequence[str]) -> int | None:
     return letters.index(letter) if letter in letters else None
 
 
-def parse_answer(text: str, choices: tuple[str, ...]) -> int | None:
-    """The choice that the last "The answer is …" names, or None when it names none of them.
+def parse_answer(text: str, choices: Sequence[str]) -> int | None:
+    """The choice that the last "The answer is …" names, or None when it names none of them, or several.
 
     What it names ends at a full stop, at a line's end or with the text; as a choice may hold full stops itself, the
-    longest one named counts. Case and full stops matter only between choices that differ in nothing else. Its own letter
-    may stand before a choice, as in the prompt: "(C) mammal".
+    longest one named counts, and as a choice may say "the answer is" itself, what stands inside a named choice begins
+    nothing. Case, white space, full stops and Unicode forms matter only between choices that differ in nothing else: the
+    sentence that is taught names its choice whatever the others are. Its own letter may stand before a choice, as in the
+    prompt: "(C) mammal".
     """
-    *_, tail = re.split(r"\bthe answer is\b:?", text, flags=re.IGNORECASE)
-    if tail == text:
-        return None
-    for end in reversed(list(re.finditer(r"\.(?=\s)|\n|$", tail))):
-        said = tail[: end.start()]
-        named = [
-            i
-            for i, choice in enumerate(choices)
-            if _loosely(said) in (_loosely(choice), _loosely(f"({LETTERS[i]}) {choice}"))
-        ]
-        if len(named) > 1:
-            named = [i for i in named if _strictly(choices[i]) == _strictly(said)]
-        if len(named) == 1:
-            return named[0]
-    return None
+    named, past = None, 0
+    for mark in MARK.finditer(text):
+        if mark.start() >= past:
+            named, past = _named(text, mark.end(), choices)
+    return named
 
 
-def _strictly(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")
+def _named(text: str, start: int, choices: Sequence[str]) -> tuple[int | None, int]:
+    """The choice that the text names from `start` on, and where its name ends; None and `start` where it names none."""
+    loose = [(_loosely(choice), _loosely(f"({letter}) {choice}")) for letter, choice in zip(LETTERS, choices)]
+    for end in reversed(list(ENDS.finditer(text, start))):
+        said = text[start : end.start()]
+        heard = _loosely(said)
+        found = [i for i, ways in enumerate(loose) if heard in ways and said.strip()]
+        if len(found) > 1:
+            found = _closest(said if end[0] == "." else said.removesuffix("."), choices, found)
+        if len(found) == 1:
+            return found[0], end.start()
+    return None, start
+
+
+def _closest(said: str, choices: Sequence[str], among: Sequence[int]) -> list[int]:
+    """Which of these choices are said in the strictest way in which any is; its name begins after one space."""
+    said = said.removeprefix(" ")
+    for strictly in STRICTLY:
+        for lettered in ("", "({}) "):
+            found = [i for i in among if strictly(lettered.format(LETTERS[i]) + choices[i]) == strictly(said)]
+            if found:
+                return found
+    return []
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _spaced(text: str) -> str:
+    return " ".join(_composed(text).split())
 
 
 def _loosely(text: str) -> str:
-    return " ".join(text.lower().replace(".", " ").split())
+    return " ".join(_composed(text).lower().replace(".", " ").split())
+
+
+#: From the strictest way in which two texts are the same to the loosest that still tells case and inner full stops.
+STRICTLY = (str, _composed, _spaced, lambda text: _spaced(text).rstrip("."))

@@ -75,7 +75,10 @@ def resuming(model: nn.Module, first: int, states: torch.Tensor) -> Iterator[Non
 
     def resume(layer: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
         hidden = inputs[0] if inputs else named.pop("hidden_states")
-        return (states.to(hidden.dtype), *inputs[1:]), named
+        begun = states.to(hidden.dtype)
+        if layer.training and getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
+            begun = begun.detach().requires_grad_()  # reentrant checkpoints drop the graph of what needs no gradient
+        return (begun, *inputs[1:]), named
 
     hook = layers[first].register_forward_pre_hook(resume, with_kwargs=True)
     for index in range(first):

@@ -5,6 +5,7 @@ Nothing is ever cut short, and nothing here knows what the conversation is about
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -15,8 +16,9 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PaliGemmaProcessor
 
-from mmlora.encoding.conversation import Conversation, EncodingError
+from mmlora.encoding.conversation import Conversation, EncodingError, naming
 from mmlora.encoding.loss import IGNORED
+from mmlora.encoding.marks import STANDS_IN, marks
 from mmlora.problems.pictures import rgb
 
 #: What tells the model's own words from the prompt, where an architecture asks (PaliGemma reads a prompt both ways).
@@ -62,28 +64,40 @@ class Sample:
 def encode(processor: Any, conversation: Conversation) -> Sample:
     """Tokens of the user's turn and, where there is a reply, of it and its end token; only these are supervised.
 
-    Raises `EncodingError` for a picture that cannot be read.
+    What people wrote is text, whatever marks of the tokenizer it holds. Raises `EncodingError`, with the conversation's id,
+    for a picture that cannot be read and for whatever its processor refuses.
     """
-    pictures = tuple(readable(conversation.id, picture) for picture in conversation.pictures)
-    prompt = _clean(processor, conversation.prompt)
-    data = user_turn(processor, prompt, pictures)
-    shape = data["input_ids"].shape
-    tokens = {n: t[0].long() for n, t in data.items() if n not in ("attention_mask", "labels") and t.shape == shape}
-    seen = {n: t for n, t in data.items() if t.shape != shape}
-    sample = Sample(conversation.id, tokens, torch.full_like(tokens["input_ids"], IGNORED), seen)
-    return (
-        sample
-        if conversation.reply is None
-        else sample.followed_by(reply_tokens(processor, conversation.reply, prompt))
-    )
+    id, prompt, reply = conversation.id, conversation.prompt, conversation.reply
+    with naming(id, prompt, reply or ""):
+        data = user_turn(processor, prompt, tuple(readable(id, picture) for picture in conversation.pictures))
+        shape = data["input_ids"].shape
+        tokens = {n: t[0].long() for n, t in data.items() if n not in ("attention_mask", "labels") and t.shape == shape}
+        seen = {n: t for n, t in data.items() if t.shape != shape}
+        sample = Sample(id, tokens, torch.full_like(tokens["input_ids"], IGNORED), seen)
+        return sample if reply is None else sample.followed_by(reply_tokens(processor, reply, prompt))
 
 
 def user_turn(processor: Any, prompt: str, pictures: Sequence[Image.Image] = ()) -> BatchFeature:
     """What the processor makes of a user's turn, up to where the assistant speaks: a batch of one, as a model takes it."""
+    text, known = _asked(processor, prompt, len(pictures)), marks(processor)
+    if prompt.strip() in text and not known.stand_in(prompt):
+        return _processed(processor, text, pictures)
+    twin = copy.copy(processor)
+    twin.tokenizer = known.twin
+    data = _processed(twin, _asked(processor, STANDS_IN, len(pictures)), pictures)
+    return _spelled(data, known.twin.convert_tokens_to_ids(STANDS_IN), known.plain(prompt))
+
+
+def _asked(processor: Any, prompt: str, pictures: int = 0) -> str:
+    """The user's turn as the chat template writes it."""
     if processor.chat_template:
-        text = processor.apply_chat_template(_turn(prompt, len(pictures)), add_generation_prompt=True)
-    else:  # PaliGemma has no turns: its processor puts the picture first and ends the prompt with a line break
-        text = (processor.image_token or "") * len(pictures) + prompt
+        return processor.apply_chat_template(_turn(prompt, pictures), add_generation_prompt=True)
+    # PaliGemma has no turns: its processor puts the picture first and ends the prompt with a line break
+    return (processor.image_token or "") * pictures + prompt
+
+
+def _processed(processor: Any, text: str, pictures: Sequence[Image.Image]) -> BatchFeature:
+    """The processor's own batch of this text and these pictures."""
     if pictures:
         return processor(images=list(pictures), text=[text], return_tensors="pt")
     if isinstance(processor, PaliGemmaProcessor):  # it takes no text without a picture
@@ -92,21 +106,70 @@ def user_turn(processor: Any, prompt: str, pictures: Sequence[Image.Image] = ())
     return processor(text=[text], return_tensors="pt")
 
 
+def _spelled(data: BatchFeature, stand_in: int, tokens: list[int]) -> BatchFeature:
+    """The batch with these tokens where its stand-in is, in every row that has a number for each token."""
+    ids = data["input_ids"]
+    place = ids[0] == stand_in
+    if not place.any():
+        raise ValueError("its chat template leaves out what the user says")
+    counts = torch.where(place, len(tokens), 1)
+    whole = {n: t.repeat_interleave(counts, 1) if t.shape == ids.shape else t for n, t in data.items()}
+    whole["input_ids"][whole["input_ids"] == stand_in] = torch.tensor(tokens * int(place.sum()), dtype=ids.dtype)
+    return BatchFeature(whole)
+
+
 def _turn(prompt: str, pictures: int = 0) -> list[dict]:
     return [{"role": "user", "content": [*[{"type": "image"}] * pictures, {"type": "text", "text": prompt}]}]
 
 
 def reply_tokens(processor: Any, reply: str, prompt: str = "") -> list[int]:
-    """Tokens of a reply as the chat template writes it in the assistant's turn, up to and with the end token."""
-    end, reply = processor.tokenizer.eos_token, _clean(processor, reply)
+    """Tokens of a reply as the chat template writes it in the assistant's turn, up to and with the end token.
+
+    The end token stands at the end only: a mark of the tokenizer inside the reply is text.
+    """
+    said, known = _said(processor, reply, prompt), marks(processor)
+    if reply.strip() in said and not known.stand_in(reply):
+        tokens = processor.tokenizer(said, add_special_tokens=False)["input_ids"]
+    else:
+        before, standing, after = _said(processor, STANDS_IN, prompt).partition(STANDS_IN)
+        if not standing:
+            raise ValueError("its chat template leaves out what the assistant says")
+        tokens = known.between(before, reply, after)
+    return tokens + [processor.tokenizer.eos_token_id]
+
+
+def reply_rows(processor: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
+    """Tokens of every conversation's reply with its end token, all at once and without what a chat template writes around it.
+
+    Raises `EncodingError`, with the conversation's id, for a reply that the tokenizer cannot write.
+    """
+    known, end = marks(processor), processor.tokenizer.eos_token_id
+    replies = [conversation.reply or "" for conversation in conversations]
+    rows: Sequence[list[int] | None]
+    try:
+        rows = processor.tokenizer(replies, add_special_tokens=False)["input_ids"]
+    except Exception:  # of a batch it does not say which: each by itself
+        rows = [None] * len(replies)
+    whole = []
+    for conversation, reply, row in zip(conversations, replies, rows, strict=True):
+        if row is None or known.stand_in(reply):
+            with naming(conversation.id, reply):
+                row = known.plain(reply)
+        whole.append([*row, end])
+    return whole
+
+
+def _said(processor: Any, reply: str, prompt: str) -> str:
+    """The reply as the chat template writes it in the assistant's turn, without the end token."""
     if processor.chat_template:
-        asked = processor.apply_chat_template(_turn(prompt), add_generation_prompt=True)
+        end = processor.tokenizer.eos_token
         answer = [{"role": "assistant", "content": [{"type": "text", "text": reply}]}]
+        asked = _asked(processor, prompt)
         said = processor.apply_chat_template([*_turn(prompt), *answer])
         if said.startswith(asked):
             said = said[len(asked) :]
-            reply = said.rpartition(end)[0] if end in said else said.rstrip()
-    return processor.tokenizer(reply, add_special_tokens=False)["input_ids"] + [processor.tokenizer.eos_token_id]
+            return said.rpartition(end)[0] if end in said else said.rstrip()
+    return reply
 
 
 def readable(id: str, picture: Image.Image, read: Callable[[Image.Image], Any] = rgb) -> Any:
@@ -117,12 +180,6 @@ def readable(id: str, picture: Image.Image, read: Callable[[Image.Image], Any] =
         raise EncodingError(
             f"problem {id}: its picture cannot be read ({error}); replace the picture or leave the problem out"
         ) from error
-
-
-def _clean(processor: Any, text: str) -> str:
-    """A literal image mark in somebody's text would count as a picture: break it up."""
-    mark = processor.image_token and str(processor.image_token)  # some keep more than its text
-    return text.replace(mark, mark[0] + " " + mark[1:]) if mark else text
 
 
 def show_labels(processor: Any, sample: Sample) -> str:

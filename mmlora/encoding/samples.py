@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mmlora.encoding.conversation import Conversation, EncodingError
+from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import batch_loss, needs_own_loss, on_device
+from mmlora.encoding.room import refuse_longer, room
 from mmlora.encoding.sample import Sample, collate, encode, readable
 from mmlora.models.vlm import VLM
 from mmlora.problems import pictures
@@ -29,7 +30,7 @@ class Samples:
         self.processor, self.conversations = vlm.processor, conversations
         self.ids = [conversation.id for conversation in conversations]
         self.fingerprint = _fingerprint(vlm, conversations)
-        self.room = vlm.model.config.get_text_config().max_position_embeddings
+        self.room = room(vlm.model)
         self.own_loss: bool | None = None  # see `needs_own_loss`
 
     def __len__(self) -> int:
@@ -38,11 +39,7 @@ class Samples:
     def __getitem__(self, index: int) -> Sample:
         """Raises `EncodingError` for a sample that is longer than the model can read."""
         sample = encode(self.processor, self.conversations[index])
-        if len(sample) > self.room:
-            raise EncodingError(
-                f"problem {sample.id} takes {len(sample)} tokens and does not fit in the model's {self.room}; leave it out, "
-                "or give its pictures a smaller side"
-            )
+        refuse_longer(sample.id, len(sample), self.room)
         return sample
 
     @cached_property

@@ -1,7 +1,7 @@
 """Answering problems with a model: by likelihood, by letter, or by free-running generation.
 
-Likelihood and letter cannot fail to answer, generation can: an answer that names no choice is wrong and counted apart
-(`Scores.unanswered`). Nothing here changes the model; figures come from `evaluation.scores`.
+Generation can fail to answer, likelihood and letter only where choices tie: an answer that names no choice is wrong and
+counted apart (`Scores.unanswered`). Nothing here changes the model; figures come from `evaluation.scores`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmlora.encoding.answers import parse_answer, parse_lmms, parse_official
+from mmlora.encoding.conversation import naming
 from mmlora.encoding.prompts import asked, lmms_prompt, prompt_text, target_text
 from mmlora.encoding.sample import encode, reply_tokens
 from mmlora.errors import MMLoraError
@@ -55,7 +56,8 @@ def evaluate(
     """Answer every problem, in the given order; several processes answer a share each, and all get all answers.
 
     - `likelihood`: the choice whose answer sentence has the highest summed log-probability after the prompt.
-    - `letter`: the choice whose letter has the highest log-probability as the next token.
+    - `letter`: the choice whose letter has the highest log-probability as the next token. Of both, where two choices have
+      exactly the highest one, neither is the answer; warns how many.
     - `generate`: greedy generation of explanation and answer, then `answers.parse_answer`.
     - `official`: the same, for models that say letters: ScienceQA's own regular expression, and its random guess (fixed
       here by the problem's id) where it finds nothing; warns how many were guessed.
@@ -63,8 +65,9 @@ def evaluate(
 
     `batch_size` problems are answered at a time, or as many as suit the method. `shuffle_seed` shows the choices in
     another order, fixed by the seed and the problem's id; `choice` and `scores` of a `Prediction` always refer to the
-    problem as given. Raises `EvaluationError` for an unknown method, and where a score is not a number; warns where a
-    generation was cut at `max_new_tokens`.
+    problem as given. Raises `EvaluationError` for an unknown method, and where a score is not a number; `EncodingError`, with
+    the problem's id, for what cannot be encoded and for what is longer, with its longest answer, than the model can read.
+    Warns where a generation was cut at `max_new_tokens`, and whose was cut where the model's room ends.
     """
     if method not in get_args(Method):
         raise EvaluationError(f"no scoring method is called {method!r}; there are {', '.join(get_args(Method))}")
@@ -75,6 +78,11 @@ def evaluate(
     if not alone:
         answers, counts = processes.together(answers), [sum(each) for each in zip(*processes.gathered(counts))]
     cut, guessed = counts
+    if tied := 0 if method in SPOKEN else sum(answer.choice is None for answer in answers):
+        warnings.warn(
+            f"{tied} of {len(problems)} problems have several choices of exactly the highest score, and count as unanswered",
+            stacklevel=2,
+        )
     if cut:
         warnings.warn(
             f"{cut} of {len(problems)} generations were cut at {max_new_tokens} tokens (max_new_tokens) and may name no choice",
@@ -133,22 +141,22 @@ def _together(vlm: VLM, problems: Sequence[Problem]) -> int:
     return len(problems) if seen is None else max(1, HELD // encode(vlm.processor, asked(seen)).nbytes)
 
 
-def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple[int, str, tuple[float, ...]]]:
-    """(choice, text, scores) of each problem by the likelihood of its answers or of their letters."""
-    if method == "letter":
-        texts = [list(LETTERS[: len(p.choices)]) for p in problems]
-        tokens = [
-            [reply_tokens(vlm.processor, text)[:-1] for text in options] for options in texts
-        ]  # a letter needs no end token
-    else:
-        texts = [[target_text(replace(p, answer=i), "answer") for i in range(len(p.choices))] for p in problems]
-        tokens = [[reply_tokens(vlm.processor, text) for text in options] for options in texts]
-    found = []
+def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple[int | None, str, tuple[float, ...]]]:
+    """(choice, text, scores) of each problem by the likelihood of its answers or of their letters; None where choices tie."""
+    texts, tokens = [], []
+    for p in problems:
+        sentences = [target_text(replace(p, answer=i), "answer") for i in range(len(p.choices))]
+        texts.append(list(LETTERS[: len(p.choices)]) if method == "letter" else sentences)
+        with naming(p.id, *texts[-1]):
+            rows = [reply_tokens(vlm.processor, text) for text in texts[-1]]
+        tokens.append([row[:-1] for row in rows] if method == "letter" else rows)  # a letter needs no end token
+    found: list[tuple[int | None, str, tuple[float, ...]]] = []
     for problem, options, scores in zip(problems, texts, log_likelihoods(vlm, [asked(p) for p in problems], tokens)):
         if not np.isfinite(scores).all():
             raise EvaluationError(f"problem {problem.id}: the model's scores are not finite; {finite()}")
         best = int(np.argmax(scores))
-        found.append((best, options[best], tuple(scores)))
+        tied = scores.count(scores[best]) > 1
+        found.append((None, "", tuple(scores)) if tied else (best, options[best], tuple(scores)))
     return found
 
 

@@ -5,8 +5,10 @@ Nothing here knows what the words are about.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from mmlora import guests
 from mmlora.adapters.fused import fused
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import on_device
+from mmlora.encoding.room import refuse_longer, room
 from mmlora.encoding.sample import Sample, collate, encode
 from mmlora.errors import MMLoraError
 from mmlora.evaluation.speech import Speech, begun, joined
@@ -25,6 +28,7 @@ from mmlora.models.vlm import VLM, base_model
 
 READ = 64  # prompts in one forward pass: their products are large enough
 CACHED = 2**30  # bytes of KV cache that are answered together, where more prompts are given
+NAMED = 10  # ids that a message names at most
 LEAVING = 0.75  # rows that have ended leave a batch when only so much of it still speaks: leaving copies all that stay
 
 
@@ -41,16 +45,42 @@ def generate(
     """Greedy replies to the prompts, and how many of them did not reach their end token.
 
     Prompts of like length are read `READ` at a time and answered together, as far as `CACHED` allows; `ended` hears how
-    many more replies are done. Raises `InferenceError` where the first logits are not finite, as some models' are in float16.
+    many more replies are done. A reply ends where the model's room does, at the latest, and a warning names what was cut there.
+    Raises `EncodingError` for a prompt that leaves no room for a reply, and `InferenceError` where the first logits are not
+    finite, as some models' are in float16.
     """
     tokenizer = vlm.processor.tokenizer
     samples = [encode(vlm.processor, conversation) for conversation in conversations]
+    left = [_left(vlm, sample) for sample in samples]
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
     begins = _begun(vlm, [samples[i] for i in order])
     said = torch.cat([_said(vlm, logits, speech, max_new_tokens, ended) for logits, speech in begins])
-    unfinished = int((said != tokenizer.eos_token_id).all(-1).sum())
-    texts = dict(zip(order, tokenizer.batch_decode(said, skip_special_tokens=True), strict=True))
-    return [texts[i].strip() for i in range(len(samples))], unfinished
+    cut = (said != tokenizer.eos_token_id).all(-1).tolist()
+    _warn_of_room(vlm, [samples[i].id for i, unfinished in zip(order, cut) if unfinished and left[i] < max_new_tokens])
+    texts = dict(zip(order, decoded(tokenizer, said), strict=True))
+    return [texts[i] for i in range(len(samples))], sum(cut)
+
+
+def decoded(tokenizer: Any, rows: Sequence[Sequence[int]] | torch.Tensor) -> list[str]:
+    """The texts of these tokens, without control tokens and outer white space, and nothing inside tidied away."""
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [text.strip() for text in texts]
+
+
+def _left(vlm: VLM, sample: Sample) -> int:
+    """Tokens that the model can say to this prompt. Raises `EncodingError` where it can say none."""
+    refuse_longer(sample.id, len(sample) + 1, room(vlm.model))
+    return room(vlm.model) - len(sample)
+
+
+def _warn_of_room(vlm: VLM, ids: Sequence[str]) -> None:
+    """Say whose replies were cut where the model can read no further."""
+    if ids:
+        named = ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
+        warnings.warn(
+            f"the replies to {len(ids)} problems ({named}) were cut where the {room(vlm.model)} tokens that the model can read end",
+            stacklevel=3,
+        )
 
 
 def _begun(vlm: VLM, samples: Sequence[Sample]) -> Iterator[tuple[torch.Tensor, Speech]]:
@@ -72,15 +102,17 @@ def _begun(vlm: VLM, samples: Sequence[Sample]) -> Iterator[tuple[torch.Tensor, 
 def _said(
     vlm: VLM, logits: torch.Tensor, speech: Speech, max_new_tokens: int, ended: Callable[[int], object]
 ) -> torch.Tensor:
-    """The tokens of each row, int64 (rows, max_new_tokens), from the logits of the first; padding after the end token."""
+    """The tokens of each row, int64 (rows, max_new_tokens), from the logits of the first; padding after the end token,
+    and where the model's room ends."""
     end = vlm.processor.tokenizer.eos_token_id
     said = torch.full((len(logits), max_new_tokens), _pad(vlm), device=logits.device)
     speaking = torch.arange(len(said), device=said.device)
     over = torch.zeros(len(said), dtype=torch.bool, device=said.device)
+    left = room(vlm.model) - speech.tokens["attention_mask"].sum(-1)
     for at in range(max_new_tokens):
         tokens = logits.max(-1).indices  # argmax takes three times as long in bfloat16
         said[speaking[~over], at] = tokens[~over]
-        last = ~over & (tokens == end)
+        last = ~over & ((tokens == end) | (left == at + 1))
         over = over | last
         ended(int(last.sum()))
         if at + 1 == max_new_tokens or over.all():
@@ -88,7 +120,7 @@ def _said(
         kept = (~over).nonzero()[:, 0]
         if len(kept) <= LEAVING * len(over):
             speech.keep(kept)
-            speaking, tokens, over = speaking[kept], tokens[kept], over[kept]
+            speaking, tokens, over, left = speaking[kept], tokens[kept], over[kept], left[kept]
         logits = speech.hear(tokens[:, None]).logits[:, -1]
     ended(int((~over).sum()))
     return said
@@ -97,21 +129,25 @@ def _said(
 def ask(vlm: VLM, text: str, picture: Image.Image | None = None, max_new_tokens: int = 80) -> str:
     """Ask the model anything: its greedy reply, printed word by word as it comes, and returned.
 
-    Raises `EncodingError` for a picture that cannot be read.
+    It ends where the model's room does, at the latest, with a warning. Raises `EncodingError` for a picture that cannot be
+    read, for what the processor refuses, and for a text that leaves no room for a reply.
     """
     tokenizer = vlm.processor.tokenizer
-    asked = Conversation("yours", text, () if picture is None else (picture,))
-    batch = left_padded(vlm, [encode(vlm.processor, asked)])
+    asked = encode(vlm.processor, Conversation("yours", text, () if picture is None else (picture,)))
+    left = _left(vlm, asked)
+    batch = left_padded(vlm, [asked])
     with evaluating(vlm):
         row = vlm.model.generate(
             **batch,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, left),
             do_sample=False,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=_pad(vlm),
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )[0, batch["input_ids"].shape[1] :]
-    return tokenizer.decode(row, skip_special_tokens=True).strip()
+    if left < max_new_tokens and tokenizer.eos_token_id not in row:
+        _warn_of_room(vlm, [asked.id])
+    return decoded(tokenizer, row[None])[0]
 
 
 def reader(vlm: VLM) -> Callable[[Image.Image], str] | None:

@@ -9,6 +9,7 @@ import torch
 
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.loss import IGNORED
+from mmlora.encoding.room import refuse_longer, room
 from mmlora.encoding.sample import encode
 from mmlora.evaluation.inference import left_padded
 from mmlora.evaluation.speech import Speech, begun
@@ -22,9 +23,12 @@ def log_likelihoods(
 
     The prompts run once, left-padded, together with the tokens that all of a prompt's continuations share. Their
     KV cache is then repeated per continuation and the rest runs right-padded. Equal to scoring whole rows.
+    Raises `EncodingError` where a prompt with its longest continuation is more than the model can read.
     """
     starts: list[list[int]] = [list(os.path.commonprefix([list(c[:-1]) for c in lists])) for lists in continuations]
     prompts = [encode(vlm.processor, c).followed_by(start) for c, start in zip(conversations, starts)]
+    for prompt, start, lists in zip(prompts, starts, continuations):
+        refuse_longer(prompt.id, len(prompt) - len(start) + max(map(len, lists)), room(vlm.model))
     batch = left_padded(vlm, prompts)
     keep = max(map(len, starts)) + 1
     prefix, speech = begun(vlm, batch, keep)
