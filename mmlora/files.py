@@ -1,11 +1,32 @@
-"""Files that are whole or not there: hashes, and writing in one step."""
+"""Files that are whole or not there: hashes, writing in one step, and a sentence where the disk refuses."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterable
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mmlora.errors import MMLoraError
+
+ROOM, RIGHTS, PLACE = "free some space", "see who may read and write there", "choose another folder"
+#: What a disk or a file system refuses, and what helps.
+REFUSALS = {
+    errno.ENOSPC: ROOM, errno.EDQUOT: ROOM, errno.EFBIG: ROOM,
+    errno.EACCES: RIGHTS, errno.EPERM: RIGHTS,
+    errno.EROFS: PLACE, errno.ENAMETOOLONG: "choose a shorter name", errno.ENOTDIR: PLACE, errno.EISDIR: PLACE,
+    errno.EEXIST: PLACE, errno.ELOOP: PLACE, errno.ENOENT: "see whether it was moved or removed",
+    errno.EIO: "the disk may be damaged: " + PLACE, errno.ESTALE: "the network drive is gone: " + PLACE,
+    errno.EMFILE: "close other programs", errno.ENFILE: "close other programs",
+}  # fmt: skip
+
+
+class FileError(MMLoraError):
+    """A file or folder that cannot be read or written; the message names it, why, and what to do."""
 
 
 def sha256(path: Path) -> str:
@@ -27,12 +48,62 @@ def sha256_of_digests(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write the file aside and rename it, so that no reader sees half of it. Raises `OSError` as the disk does."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write the file aside, onto the disk, and rename it, so that no reader sees half of it. Raises `OSError` as the disk does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.write_text(text, encoding="utf-8")
+        with open(aside, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # or else a power cut may leave the new name with nothing in it
         aside.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder aside to write into, which takes the place of `folder` when all of it is written. Raises `OSError` as the disk does."""
+    aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("part", "old"))
+    for left_over in (aside, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        if folder.exists():
+            folder.replace(old)
+        aside.replace(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        raise
+    finally:
+        for left_over in (aside, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+
+@contextmanager
+def refusals(what: str | Path, then: str = "", kind: type[MMLoraError] = FileError) -> Iterator[None]:
+    """Say what a disk or a file system refuses inside, in one sentence of this kind of error.
+
+    `what` is named where the system names no file; `then` is what to do, where that is more than to mend the cause. Errors of
+    another origin, such as a network's, pass as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _number(error)
+        if number not in REFUSALS:
+            raise
+        path = getattr(error, "filename", None) or what
+        raise kind(f"{path} cannot be used ({os.strerror(number)}): {then or REFUSALS[number]}") from error
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of an error, also where a library written in Rust only words it."""
+    if isinstance(error, OSError):
+        return error.errno
+    worded = re.search(r"\(os error (\d+)\)", str(error))
+    return int(worded[1]) if worded else None

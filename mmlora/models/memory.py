@@ -21,7 +21,14 @@ from mmlora.errors import MMLoraError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 HELD = 2**30  # bytes of encoded samples that may lie in memory together
-NO_ROOM = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # what accelerate does not take for it
+#: What accelerate does not take for it: a card's words, and those of a processor's allocators.
+NO_ROOM = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "not enough memory: you tried to allocate",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+)
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # names of glibc's malloc.h
 
 
@@ -31,7 +38,11 @@ class OutOfMemory(MMLoraError):
 
 def out_of_memory(error: Exception) -> bool:
     """Whether it says that memory ran out, a card's or the processor's."""
-    return should_reduce_batch_size(error) or any(words in str(error) for words in NO_ROOM)
+    return (
+        isinstance(error, MemoryError)
+        or should_reduce_batch_size(error)
+        or any(words in str(error) for words in NO_ROOM)
+    )
 
 
 def in_parts(
@@ -46,7 +57,7 @@ def in_parts(
         part = items[at : at + size]
         try:
             result = compute(part)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             if len(part) == 1:

@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from mmlora.errors import MMLoraError
+from mmlora.files import REFUSALS, ROOM, refusals
 
 KEEP = 2  # the newest, and one more in case the newest turns out damaged
 RANDOM = ("random.safetensors", "random.json")  # the random states of a process
@@ -65,11 +66,11 @@ def write(folder: str | Path, step: int, files: dict[str, bytes]) -> Path:
         _sync_folder(folder)
     except OSError as error:
         _discard(aside)
-        older = _newest_path(folder)
+        older = _newest_path(folder) if os.path.isdir(folder) else None
         rest = f"the newest one is still {older.name}" if older else "there is no older one"
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be written to {folder} ({error.strerror or error}); {rest}; "
-            f"free some space"
+            f"{REFUSALS.get(error.errno or 0, ROOM)}"
         ) from error
     with contextlib.suppress(OSError):  # an old folder that cannot be removed only costs room
         _prune(folder, final)
@@ -95,7 +96,7 @@ def _sync_folder(folder: Path):
 
 def _discard(path: Path):
     """Remove a folder so that a kill half-way leaves nothing that looks like a checkpoint."""
-    if path.exists():
+    if os.path.exists(path):  # which no name is too long for
         gone = path if path.name.startswith(_ASIDE) else path.with_name(f"{_ASIDE}old-{path.name}")
         if gone != path:
             shutil.rmtree(gone, ignore_errors=True)
@@ -126,15 +127,17 @@ def newest(folder: str | Path) -> Checkpoint | None:
     Raises `CheckpointError` when there are checkpoints but all are damaged: beginning again would delete them.
     """
     folder = Path(folder)
+    with refusals(folder, kind=CheckpointError):
+        paths = _paths(folder)
     aside = f"{_ASIDE}{_NAME}"
     refused = [f"{path.name.removeprefix(_ASIDE)} (unfinished)" for path in sorted(folder.glob(f"{aside}*"))]
     found = None
-    for path in _paths(folder):
+    for path in paths:
         found, reason = _read(path)
         if found:
             break
         refused.append(f"{path.name} ({reason})")
-    if not found and _paths(folder):
+    if not found and paths:
         raise CheckpointError(f"no checkpoint in {folder} can be used: {', '.join(refused)}; choose another folder")
     if refused:
         print(f"refused {', '.join(refused)}; the newest good one is {found.path.name if found else 'none'}")
@@ -156,23 +159,44 @@ def _read(path: Path) -> tuple[Checkpoint | None, str]:
     return Checkpoint(path, files), ""
 
 
+@dataclass(frozen=True)
+class Chance:
+    """The states of all random generators of this process."""
+
+    tensors: dict[str, torch.Tensor]
+    words: dict
+
+    @classmethod
+    def now(cls) -> Chance:
+        legacy: Any = np.random.get_state()
+        name, keys, *numbers = legacy
+        tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
+        if torch.cuda.is_available():
+            tensors["cuda"] = torch.cuda.get_rng_state()
+        return cls(tensors, {"numpy": [name, *numbers], "python": random.getstate()})
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.tensors["torch"])
+        if "cuda" in self.tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.tensors["cuda"])
+        name, *numbers = self.words["numpy"]
+        np.random.set_state((name, self.tensors["numpy"].numpy().astype(np.uint32), *numbers))
+        version, internal, gauss = self.words["python"]
+        random.setstate((version, tuple(internal), gauss))
+
+
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, bytes]:
     """Everything that a step changes, as files: trained tensors, optimizer moments, random states."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     moments = {
         f"{name}/{key}": value for name, p in trainable.items() for key, value in optimizer.state.get(p, {}).items()
     }
-    legacy: Any = np.random.get_state()
-    name, keys, *numbers = legacy
-    randoms = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
-    if torch.cuda.is_available():
-        randoms["cuda"] = torch.cuda.get_rng_state()
-    words = {"numpy": [name, *numbers], "python": random.getstate()}
+    chance = Chance.now()
     return {
         "trainable.safetensors": _pack(trainable),
         "optimizer.safetensors": _pack(moments),
-        "random.safetensors": _pack(randoms),
-        "random.json": json.dumps(words).encode(),
+        "random.safetensors": _pack(chance.tensors),
+        "random.json": json.dumps(chance.words).encode(),
     }
 
 
@@ -196,17 +220,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     state = {index: moments[name] for index, name in enumerate(order) if name in moments}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    _restore_random(load(checkpoint.files["random.safetensors"]), json.loads(checkpoint.files["random.json"]))
-
-
-def _restore_random(tensors: dict[str, torch.Tensor], words: dict):
-    torch.set_rng_state(tensors["torch"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
-    name, *numbers = words["numpy"]
-    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), *numbers))
-    version, internal, gauss = words["python"]
-    random.setstate((version, tuple(internal), gauss))
+    Chance(load(checkpoint.files["random.safetensors"]), json.loads(checkpoint.files["random.json"])).restore()
 
 
 def _pack(tensors: dict[str, torch.Tensor]) -> bytes:

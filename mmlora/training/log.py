@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mmlora.errors import MMLoraError
+from mmlora.files import PLACE, REFUSALS
 
 
 class TrainingError(MMLoraError):
@@ -47,6 +48,7 @@ class Journal:
     def __init__(self, folder: Path, quiet: bool = False):
         self.path, self.quiet = Path(os.devnull) if quiet else folder / "log.jsonl", quiet
         self.records: list[dict] = []
+        self.written = 0  # records that are in the file
         self.file: Any = None  # until `open`
         self.bar: Any = None
 
@@ -56,14 +58,16 @@ class Journal:
 
     def open(self, records: list[dict]) -> None:
         """Begin with `records`; later lines of an interrupted run are dropped, for their steps are taken again."""
-        self.records = records
+        self.records, self.written = records, len(records)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "w", encoding="utf-8", newline="\n")
             self.file.write(self.text)
             self.file.flush()
         except OSError as error:
-            raise TrainingError(f"{self.path} cannot be written ({error.strerror}); choose another folder") from error
+            raise TrainingError(
+                f"{self.path} cannot be written ({error.strerror}): {REFUSALS.get(error.errno or 0, PLACE)}"
+            ) from error
         self.bar = tqdm(
             total=100,
             desc="training",
@@ -72,18 +76,26 @@ class Journal:
             disable=self.quiet,
         )
 
-    def write(self, record: dict, share: float, seconds_left: float) -> None:
-        """Add a record; `share` of the budget is spent and `seconds_left` remain."""
+    def keep(self, record: dict) -> None:
+        """Add a record, which may still grow until it is written."""
         self.records.append(record)
-        try:
-            self.file.write(json.dumps(record) + "\n")
-            self.file.flush()
-        except OSError:
-            pass  # a full disk: the line waits in the buffer, and the next checkpoint reports the disk
+
+    def write(self, share: float, seconds_left: float) -> None:
+        """Write what was added; `share` of the budget is spent and `seconds_left` remain."""
+        self._flush()
+        record = self.records[-1]
         speed = record["samples"] / max(1e-9, record["seconds"])
         left = tqdm.format_interval(max(0.0, seconds_left))
         self.bar.set_description_str(f"loss {record['loss']:.3f}, {speed:.1f} samples/s, {left} left", refresh=False)
         self.bar.update(min(100.0, 100 * share) - self.bar.n)
+
+    def _flush(self) -> None:
+        lines, self.written = self.records[self.written :], len(self.records)
+        try:
+            self.file.write("".join(json.dumps(record) + "\n" for record in lines))
+            self.file.flush()
+        except OSError:
+            pass  # a full disk: the line waits in the buffer, and the next checkpoint reports the disk
 
     def say(self, sentence: str) -> None:
         if not self.quiet:
@@ -93,6 +105,7 @@ class Journal:
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:
+            self._flush()
             try:
                 self.file.close()
             except OSError:

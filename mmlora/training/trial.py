@@ -38,7 +38,7 @@ def samples_per_second(model: nn.Module, data: TrainingSet, settings: TrainSetti
                     loss.backward()
                 loss.item()
                 seconds = perf_counter() - began
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         return None

@@ -1,0 +1,88 @@
+"""Ctrl-C, and SIGTERM as a machine gets it that is taken away: training stops between two steps, never within an update."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+from mmlora.models import processes
+from mmlora.training.checkpoint import Chance
+
+
+@dataclass
+class Place:
+    """How far a run has come: what a resume needs beside tensors."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0  # batches taken from this epoch
+    samples: int = 0
+    tokens: int = 0
+    probed: float = 0.0  # share of the budget where the last probe ended
+
+
+class Moment:
+    """Between two steps: a step that is broken off leaves everything as it was then."""
+
+    def __init__(self, place: Place):
+        self.place, self.chance = replace(place), Chance.now()
+
+    def again(self) -> Place:
+        """The place of that moment, after the random states are those again."""
+        self.chance.restore()
+        return self.place
+
+
+class Interruption:
+    """Inside, both signals end in a `KeyboardInterrupt`; on leaving, SIGTERM then does what it did before.
+
+    At once, but not inside `whole`, whose end it waits for. Several processes wait until all of them know, in `agreed`.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None  # the signal that came
+        self.held = processes.count() > 1
+        self.before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # no other may choose
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(number)
+                if before not in (None, signal.SIG_IGN):
+                    self.before[number] = before  # type: ignore[assignment]
+                    signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self.before.items():
+            signal.signal(number, before)
+        if self.asked == signal.SIGTERM:
+            sys.stdout.flush()
+            signal.raise_signal(signal.SIGTERM)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        self.asked = number
+        if not self.held:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is inside is done as a whole; what came meanwhile breaks off at its end."""
+        held, self.held = self.held, True
+        try:
+            yield
+        finally:
+            self.held = held
+        if self.asked is not None and not held:
+            raise KeyboardInterrupt
+
+    def agreed(self) -> None:
+        """Break off where any process was asked to: all of them at the same step."""
+        if processes.count() > 1 and any(processes.gathered(self.asked is not None)):
+            raise KeyboardInterrupt
