@@ -16,6 +16,7 @@ from mmlora.adapters.towers import learning_connector, towers
 from mmlora.budget import Budget
 from mmlora.encoding.prefix import cached
 from mmlora.encoding.prompts import taught
+from mmlora.encoding.sample import reply_rows
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import TOGETHER, evaluate
 from mmlora.evaluation.controls import majority_class
@@ -23,7 +24,9 @@ from mmlora.evaluation.examination import examine
 from mmlora.evaluation.inference import reader
 from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.pace import Pace
+from mmlora.evaluation.readback import fit_in, read_back, read_back_tokens
 from mmlora.evaluation.scores import Prediction, score
+from mmlora.files import refusals
 from mmlora.models import processes
 from mmlora.models.catalog import seen_by
 from mmlora.models.connector import ALIGNED, aligned, own_way
@@ -71,15 +74,12 @@ class Experiment:
         self.timing = Timing(settings, self.budget)
         self.begun = False  # training, which leaves the base under an adapter
         self.log: TrainLog | None = None
+        self.interrupted = False  # training broke off, and goes on when it is called again
 
     def run(self) -> Metrics:
         """All steps, one after the other."""
-        self.load_problems()
-        self.load_model()
-        self.baselines()
-        self.attach()
-        self.cache()
-        self.fit()
+        for step in (self.load_problems, self.load_model, self.baselines, self.attach, self.cache, self.fit):
+            step()
         metrics = self.score()
         if processes.first() or processes.sharded():
             self.explain()
@@ -91,18 +91,19 @@ class Experiment:
         if processes.first():
             threads.say_if_busy()
         sizes = chosen.train_problems or budget.train_problems, chosen.test_problems or budget.test_problems
-        with budget.watch("data"), processes.one_first():
+        with refusals(chosen.data), budget.watch("data"), processes.one_first():
             self.train, self.test = (
                 load_problems(chosen.data, split, size, missing_images=chosen.missing_images)
                 for split, size in zip(("train", chosen.split), sizes)
             )
             few = max(1, len(self.test) // 10)
             self.transfer = load_transfer(chosen.data, few, chosen.missing_images) if chosen.split == "test" else []
+        read_back([*self.train, *self.test, *self.transfer], chosen.format, chosen.method)
 
     def load_model(self) -> None:
         """The frozen base with its processor: `vlm`."""
         chosen = self.settings
-        with self.budget.watch("data"), processes.one_first():
+        with refusals(chosen.model), self.budget.watch("data"), processes.one_first():
             self.vlm = load_vlm(chosen.model, side=chosen.side, revision=chosen.revision, four_bit=chosen.four_bit)
         if hasattr(self.vlm.model, "peft_config"):
             raise AdapterError(
@@ -112,6 +113,8 @@ class Experiment:
         self.settings = chosen.for_width(base_model(self.vlm.model).config.get_text_config().hidden_size)
         if seen := seen_by(self.vlm.name):
             print(f"{self.vlm.name} was aligned on {seen}")
+        if hasattr(self, "train"):  # a model may be loaded for itself
+            read_back_tokens(self.vlm, [*self.train, *self.test, *self.transfer], chosen.format, chosen.method)
 
     def baselines(self) -> None:
         """What the figure will be compared with: `base`, the model before training, and `majority`, the best fixed guess."""
@@ -137,14 +140,14 @@ class Experiment:
             minutes = self.budget.align_minutes if package and package.aligns(self.vlm) else 0
         if not minutes:
             return
-        with self.budget.watch("align"):
+        with refusals(self.folder), self.budget.watch("align"):
             pairs, further = captioned(self.train), further_captioned(self.settings.data)
             self.vlm = aligned(self.vlm, pairs, further, minutes, self.folder, learn_to_read, self.settings.seed)
 
     def attach(self) -> None:
         """A fresh adapter on the base, aligned first where it is to be: `learner`. Prints where it went."""
         self.align()
-        chosen, base = self.settings, detach(self.vlm.model)
+        self.interrupted, chosen, base = False, self.settings, detach(self.vlm.model)
         depth = len(decoder_layers(base))
         first = depth // 2 if chosen.first_layer is None else chosen.first_layer
         targets = "all-linear" if chosen.targets == ("all-linear",) else chosen.targets
@@ -160,10 +163,11 @@ class Experiment:
     def cache(self) -> None:
         """The training set: `samples`, with everything below the adapter computed once where that is possible."""
         self.taught = [taught(problem, self.settings.format) for problem in self.train]
-        self.reply_lengths = self._reply_lengths()
+        self.reply_lengths = sorted(map(len, reply_rows(self.vlm.processor, self.taught)))  # tokens, end token included
         samples = Samples(self.vlm, self.taught)
         only_language = self.settings.towers == ("language",) and not self.settings.train_connector
-        with self.budget.watch("cache"):
+        with refusals(self.folder), self.budget.watch("cache"):
+            fit_in(self.vlm, self.transfer)  # which is answered only after training
             self.samples: TrainingSet = samples
             if only_language and not processes.sharded():
                 self.samples = cached(self.model, samples, self.folder / "cache")
@@ -186,8 +190,11 @@ class Experiment:
         return self.timing.reserved or 0.0
 
     def fit(self) -> TrainLog:
-        """Train for what the budget leaves: `log`. Taken again, it begins anew and keeps the earlier training aside."""
-        if self.log is not None:
+        """Train for what the budget leaves: `log`. Taken again, it goes on where it broke off, or begins anew and keeps it aside."""
+        goes_on = self.resume or self.interrupted
+        if self.interrupted:
+            print("training goes on where it was interrupted; to begin it anew, call attach() before fit()")
+        elif self.log is not None and not goes_on:
             if processes.first():
                 put_aside(self.folder)
             processes.wait()
@@ -196,7 +203,7 @@ class Experiment:
             self.attach()
         chosen = self.settings
         minutes, allowed = chosen.train_minutes, None
-        if self.resume or self.log is not None:  # the checkpoints know what was spent on it, or it was put aside
+        if goes_on or self.log is not None:  # the checkpoints know what was spent on it, or it was put aside
             self.budget.spent.pop("train", None)
         if minutes is None and chosen.steps is None:
             reserved = self.timing.reserved
@@ -205,21 +212,29 @@ class Experiment:
                 self.timing.refuse_few_samples(self.model, self.samples, minutes)
             allowed = self.timing.training_minutes()
         self.begun = True
-        with self.budget.watch("train"):
-            self.log = fit(
-                self.model, self.samples, chosen.training(minutes), self.folder, resume=self.resume, probe=self._probe(),
-                allowed=allowed,
-            )  # fmt: skip
+        try:
+            with refusals(self.folder), self.budget.watch("train"):
+                self.log = fit(
+                    self.model, self.samples, chosen.training(minutes), self.folder, resume=goes_on, probe=self._probe(),
+                    allowed=allowed,
+                )  # fmt: skip
+        except BaseException as error:
+            if (so_far := getattr(error, "log", None)) is not None:
+                self.log, self.interrupted = so_far, True
+                print("call fit() again to go on, or score() to see what was learned so far")
+            raise
         self.budget.add("train", self.log.seconds_before / 60)  # what a session before this one spent
-        self.resume = False
+        self.resume = self.interrupted = False
         return self.log
 
     def score(self) -> Metrics:
         """Answer the test problems, and the controls, and write everything down at once: `examination`, `scores`, `blank`."""
-        if self.log is None:
+        if self.log is None or not self.log.records:
             raise TrainingError("nothing was trained yet; call fit() before score()")
         if not hasattr(self, "base"):
             raise TrainingError(f"there are no baselines to compare with; {ANEW}")
+        if self.interrupted:
+            print(f"training was interrupted; what is scored was learned until step {self.log.records[-1]['step']}")
         pace = self.timing.pace or Pace(1.0, 0, None)
         with self.budget.watch("score"):
             found = examine(
@@ -278,11 +293,6 @@ class Experiment:
             return {"correct": sum(answer.correct for answer in said), "n": len(said)}
 
         return Probe(measure)
-
-    def _reply_lengths(self) -> list[int]:
-        """Tokens of every reply that is taught, end token included, ascending."""
-        replies = self.vlm.processor.tokenizer([c.reply for c in self.taught], add_special_tokens=False)["input_ids"]
-        return sorted(len(tokens) + 1 for tokens in replies)
 
     def _answer(self, problems: list[Problem], progress: bool = True) -> list[Prediction]:
         tokens = self.reply_lengths[-1] + SPARE

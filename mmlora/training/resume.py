@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
+from mmlora.files import refusals
 from mmlora.models import processes
 from mmlora.models.base import stored_as
 from mmlora.models.precision import products
@@ -72,11 +73,12 @@ def claim(folder: Path, resume: bool) -> Path:
     """Where a run in `folder`, made if need be, keeps its minutes; raises `TrainingError` unless it is new, or goes on."""
     minutes = folder / "minutes.json"
     if processes.first():
-        if resume and not folder.is_dir():
-            raise TrainingError(f"there is no folder {folder}; to go on with a run, name its folder (OUT in 04)")
-        if minutes.is_file() and not resume:
-            raise TrainingError(f"{folder} has a run already; go on with it (RESUME in 04), or take another folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        with refusals(folder):
+            if resume and not folder.is_dir():
+                raise TrainingError(f"there is no folder {folder}; to go on with a run, name its folder (OUT in 04)")
+            if minutes.is_file() and not resume:
+                raise TrainingError(f"{folder} has a run already; go on with it (RESUME in 04), or take another folder")
+            folder.mkdir(parents=True, exist_ok=True)
     processes.wait()
     return minutes
 
@@ -84,10 +86,11 @@ def claim(folder: Path, resume: bool) -> Path:
 def put_aside(folder: Path) -> None:
     """Make room in `folder` for a training that begins anew: the earlier one's checkpoints and log go into a folder of their own."""
     earlier = folder / f"training-{1 + len(list(folder.glob('training-*')))}"
-    earlier.mkdir()
-    for path in [*folder.glob("checkpoint-*"), folder / LOG]:
-        if path.exists():
-            path.rename(earlier / path.name)
+    with refusals(earlier):
+        earlier.mkdir()
+        for path in [*folder.glob("checkpoint-*"), folder / LOG]:
+            if path.exists():
+                path.rename(earlier / path.name)
     print(f"training begins anew with a fresh adapter; the earlier one is kept in {earlier}")
 
 
