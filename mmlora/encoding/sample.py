@@ -16,9 +16,10 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PaliGemmaProcessor
 
-from mmlora.encoding.conversation import Conversation, EncodingError, naming
+from mmlora.encoding.conversation import Conversation, EncodingError
 from mmlora.encoding.loss import IGNORED
 from mmlora.encoding.marks import STANDS_IN, marks
+from mmlora.encoding.naming import naming
 from mmlora.problems.pictures import rgb
 
 #: What tells the model's own words from the prompt, where an architecture asks (PaliGemma reads a prompt both ways).

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmlora.encoding.answers import parse_answer, parse_lmms, parse_official
-from mmlora.encoding.conversation import naming
+from mmlora.encoding.naming import naming
 from mmlora.encoding.prompts import asked, lmms_prompt, prompt_text, target_text
 from mmlora.encoding.sample import encode, reply_tokens
 from mmlora.errors import MMLoraError
