@@ -105,5 +105,7 @@ def _number(error: Exception) -> int | None:
     """The system's number of an error, also where a library written in Rust only words it."""
     if isinstance(error, OSError):
         return error.errno
+    if isinstance(error, MMLoraError):  # which was said already
+        return None
     worded = re.search(r"\(os error (\d+)\)", str(error))
     return int(worded[1]) if worded else None

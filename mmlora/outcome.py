@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmlora.adapters.files import save_adapter
 from mmlora.adapters.towers import towers
 from mmlora.evaluation.scores import Method, save_predictions
+from mmlora.files import ROOM, FileError, refusals, whole_folder
 from mmlora.problems.load import licence
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.record import Metrics
@@ -42,18 +46,49 @@ def metrics(run: Experiment, log: TrainLog) -> Metrics:
 
 
 def keep(run: Experiment, found: Metrics) -> None:
-    """Write it all, what took longest to make first."""
+    """Write it all, what took longest to make first; a file that cannot be written costs no other one.
+
+    Raises `FileError` that names what is missing. A full disk is first relieved of the prefix cache.
+    """
+    parts: dict[str, Callable[[], object]] = {
+        "the adapter": lambda: _keep_adapter(run, found),
+        "metrics.json": lambda: found.save(run.folder / "metrics.json"),
+        "the predictions": lambda: run.examination.save(run.folder),
+        "the base's predictions": lambda: save_predictions(run.base_predictions, run.folder / "base_predictions.jsonl"),
+        "the examples": lambda: keep_examples(run.folder, run.test, run.predictions),
+    }
+    refused = {name: error for name, write in parts.items() if (error := _refusal(run.folder, write))}
+    if refused:
+        raise FileError(
+            f"{' and '.join(refused)} could not be written: {next(iter(refused.values()))}. What was learned is in the newest "
+            f"checkpoint in {run.folder}: go on with the run there (--resume, or RESUME in 04), or call score() again"
+        )
+
+
+def _refusal(folder: Path, write: Callable[[], object]) -> FileError | None:
+    """Why this cannot be written; None when it is."""
+    cache = folder / "cache"
+    for last in (not cache.exists(), True):
+        try:
+            with refusals(folder):
+                write()
+            return None
+        except FileError as error:
+            if last or ROOM not in str(error):
+                return error
+            print(f"{error}; the prefix cache is removed to make room, and cache() makes it anew")
+            shutil.rmtree(cache, ignore_errors=True)
+    return None
+
+
+def _keep_adapter(run: Experiment, found: Metrics) -> None:
     facts = {
         "task": f"ScienceQA-style multiple choice ({run.settings.data})",
         "accuracy": f"{run.scores.accuracy} %, 95 % interval {run.scores.ci95}, of {run.scores.n} problems",
         "base model's accuracy": f"{run.base.accuracy} %, by {BASE_METHOD}",
         "samples seen": found.samples_seen,
     }
-    save_adapter(
-        run.model, run.folder / "adapter", facts, processor=run.vlm.processor,
-        data_licence=licence(run.settings.data, run.train),
-    )  # fmt: skip
-    found.save(run.folder / "metrics.json")
-    run.examination.save(run.folder)
-    save_predictions(run.base_predictions, run.folder / "base_predictions.jsonl")
-    keep_examples(run.folder, run.test, run.predictions)
+    with whole_folder(run.folder / "adapter") as folder:
+        save_adapter(
+            run.model, folder, facts, processor=run.vlm.processor, data_licence=licence(run.settings.data, run.train)
+        )

@@ -10,12 +10,12 @@ Where that boundary is, and how the model's own forward stops and begins there, 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from mmlora.encoding.boundary import CacheError, boundary, lower, resuming
 from mmlora.encoding.loss import batch_loss, needs_own_loss, on_device
 from mmlora.encoding.sample import Sample, collate
 from mmlora.encoding.samples import Samples, without_pixels
+from mmlora.files import REFUSALS, ROOM
 from mmlora.models import processes
 from mmlora.models.memory import HELD, give_back, in_parts
 from mmlora.models.precision import finite, mixed, precision
@@ -57,7 +58,8 @@ class PrefixCache:
         self.samples, self.ids, self.fingerprint = samples, samples.ids, samples.fingerprint
         self.boundary = manifest["boundary"]
         self.own_loss: bool | None = None  # see `needs_own_loss`
-        self.rows = rows.read(folder / "rows.safetensors", self.ids)
+        self.rows, self.sums = rows.read(folder / "rows.safetensors", self.ids, manifest["rows"])
+        self.checked = [False] * len(self.rows)  # against their sums, once each
         self.lengths = [len(row) for row in self.rows]
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.file, self.shape = folder / "hidden", (int(self.starts[-1]), manifest["width"])
@@ -102,27 +104,29 @@ class PrefixCache:
                 aside.replace(folder)
             processes.wait()
         except OSError as error:
-            raise CacheError(
-                f"could not write the prefix cache to {folder}: {error.strerror or error}; free some space or use fewer "
-                "training problems"
+            helps = REFUSALS.get(error.errno or 0, ROOM)
+            raise (NoRoom if helps == ROOM else CacheError)(
+                f"could not write the prefix cache to {folder}: {error.strerror or error}; {helps} or use fewer training problems"
             ) from error
         finally:
             if processes.first():
                 shutil.rmtree(aside, ignore_errors=True)
             model.train(training)
-        return cls(folder, json.loads((folder / "manifest.json").read_text()), samples)
+        return cls(folder, rows.manifest(folder), samples)
 
     @classmethod
     def _found(cls, folder: Path, key: str, samples: Samples) -> PrefixCache | None:
         """The cache in `folder` if it is whole and of these weights and samples; says so if it is not."""
-        if not (folder / "manifest.json").is_file():
-            return None
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            if manifest["key"] == key:
-                return cls(folder, manifest, samples)
+            if not (folder / "manifest.json").is_file():
+                return None
+            if (manifest := rows.manifest(folder))["key"] == key:
+                found = cls(folder, manifest, samples)
+                for i in range(len(found)):
+                    found.states([i])
+                return found
             reason = "was made from other weights, samples or numbers"
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError, CacheError) as error:
             reason = f"is damaged ({error})"
         print(f"the prefix cache in {folder} {reason}; building it anew")
         return None
@@ -136,9 +140,17 @@ class PrefixCache:
         return np.memmap(self.file, np.int16, "r", shape=self.shape)
 
     def states(self, indices: list[int]) -> list[torch.Tensor]:
-        """What was kept of these samples, (length, width) each."""
+        """What was kept of these samples, (length, width) each. Raises `CacheError` where it has changed on the disk."""
         kept = self.hidden
-        return [torch.from_numpy(np.array(kept[self.starts[i] : self.starts[i + 1]])).view(self.dtype) for i in indices]
+        found = [np.array(kept[self.starts[i] : self.starts[i + 1]]) for i in indices]
+        for i, bits in zip(indices, found):
+            if not self.checked[i] and crc32(bits) != self.sums[i]:
+                raise CacheError(
+                    f"{self.file} is not what was written, at sample {self.ids[i]}: remove {self.file.parent} and cache the "
+                    "samples again"
+                )
+            self.checked[i] = True
+        return [torch.from_numpy(bits).view(self.dtype) for bits in found]
 
     def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
         """Summed loss over the supervised tokens of these samples, and their number."""
@@ -203,18 +215,19 @@ def _fill(
             with open(part, "rb") as ours, open(folder / "hidden", "ab") as whole:
                 shutil.copyfileobj(ours, whole)
             part.unlink()
-        rows.write([sample for part in stretches for sample in part or ()], folder / "rows.safetensors")
-        manifest = {"key": key, "boundary": first, "width": width, "dtype": str(dtype).removeprefix("torch.")}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        kept_rows, sums = zip(*(row for part in stretches for row in part or ()))
+        digest = rows.write(kept_rows, sums, folder / "rows.safetensors")
+        numbers = {"boundary": first, "width": width, "dtype": str(dtype).removeprefix("torch.")}
+        rows.write_manifest(folder, {"key": key, **numbers, "rows": digest})
     return True
 
 
 @torch.inference_mode()
 def _written(
     model: nn.Module, samples: Samples, stretch: range, first: int, file: BinaryIO, width: int, dtype: torch.dtype
-) -> list[Sample] | None:
-    """Write the states of this stretch in order; its rows, or None where a state is too large for `dtype`."""
-    kept: list[Sample] = []
+) -> list[tuple[Sample, int]] | None:
+    """Write the states of this stretch in order; its rows with their states' sums, or None where one is too large for `dtype`."""
+    kept: list[tuple[Sample, int]] = []
 
     def prefix(part: Sequence[tuple[int, Sample]]) -> torch.Tensor:
         batch = on_device(model, collate([sample for _, sample in part]))
@@ -226,6 +239,7 @@ def _written(
         for encoded in _windows(samples, stretch):
             starts = file.tell() // (2 * width) + np.concatenate([[0], np.cumsum([len(s) for s in encoded])])
             placed = sorted(zip(starts.tolist(), encoded), key=lambda pair: len(pair[1]))
+            sums: dict[int, int] = {}
             few = min(BATCH, max(1, PASS // max(sample.nbytes for sample in encoded)))
             for part, hidden in in_parts(prefix, placed, few):
                 if not hidden.isfinite().all():
@@ -235,11 +249,12 @@ def _written(
                     return None
                 for (start, sample), states in zip(part, hidden.view(torch.int16).numpy()):
                     file.seek(start * width * 2)
-                    file.write(states[: len(sample)].tobytes())
+                    file.write(content := states[: len(sample)].tobytes())
+                    sums[start] = crc32(content)
                 bar.update(len(part))
                 give_back()
             file.seek(int(starts[-1]) * width * 2)
-            kept += [without_pixels(sample) for sample in encoded]
+            kept += [(without_pixels(sample), sums[start]) for start, sample in zip(starts.tolist(), encoded)]
     return kept
 
 

@@ -1,35 +1,48 @@
-"""The encoded rows that lie beside a prefix cache, in one file: what is said and supervised, without pixels."""
+"""The encoded rows that lie beside a prefix cache, in one file: what is said and supervised, without pixels; and its manifest."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from mmlora.encoding.sample import Sample
+from mmlora.files import write_whole
 
-LABELS, LENGTHS, TOKEN, PICTURE, ITEMS = "labels", "lengths", "token/", "picture/", "items/"
+MANIFEST = "manifest.json"
+LABELS, LENGTHS, SUMS, TOKEN, PICTURE, ITEMS = "labels", "lengths", "sums", "token/", "picture/", "items/"
 
 
-def write(rows: Sequence[Sample], file: Path) -> None:
-    """Keep the rows end to end, every kind of token and of picture tensor by its name."""
+def write(rows: Sequence[Sample], sums: Sequence[int], file: Path) -> str:
+    """Keep the rows end to end, every kind of token and of picture tensor by its name, and what their states add up to.
+
+    Returns the file's sha256. Raises `OSError` as the disk does.
+    """
     tokens = {name: None for row in rows for name in row.tokens}
     seen = {name: None for row in rows for name in row.pictures}
     tensors = {LENGTHS: torch.tensor([len(row) for row in rows]), LABELS: torch.cat([row.labels for row in rows])}
+    tensors[SUMS] = torch.tensor(sums)
     for name in tokens:
         tensors[TOKEN + name] = torch.cat([row.tokens.get(name, torch.zeros_like(row.input_ids)) for row in rows])
     for name in seen:
         found = [row.pictures[name] for row in rows if name in row.pictures]
         tensors[PICTURE + name] = torch.cat(found)
         tensors[ITEMS + name] = torch.tensor([len(row.pictures.get(name, ())) for row in rows])
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    write_whole(file, content)
+    return hashlib.sha256(content).hexdigest()
 
 
-def read(file: Path, ids: Sequence[str]) -> list[Sample]:
-    """What `write` kept, under these ids. Raises `ValueError` where their number is another one."""
-    tensors = load_file(file)
+def read(file: Path, ids: Sequence[str], digest: str) -> tuple[list[Sample], list[int]]:
+    """What `write` kept, under these ids. Raises `ValueError` where it is not what was written, or their number is another one."""
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{file.name} is not what was written")
+    tensors = load(content)
     lengths = tensors[LENGTHS].tolist()
     if len(lengths) != len(ids):
         raise ValueError(f"{file.name} has {len(lengths)} rows, not {len(ids)}")
@@ -40,7 +53,7 @@ def read(file: Path, ids: Sequence[str]) -> list[Sample]:
         for name, t in tensors.items()
         if name.startswith(PICTURE)
     }
-    return [
+    rows = [
         Sample(
             id,
             {name: parts[row] for name, parts in tokens.items()},
@@ -49,3 +62,21 @@ def read(file: Path, ids: Sequence[str]) -> list[Sample]:
         )
         for row, id in enumerate(ids)
     ]
+    return rows, tensors[SUMS].tolist()
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    """Keep what a cache says of itself. Raises `OSError` as the disk does."""
+    write_whole(folder / MANIFEST, json.dumps(manifest | {"whole": _digest(manifest)}))
+
+
+def manifest(folder: Path) -> dict:
+    """What `write_manifest` kept. Raises `ValueError` where it is not what was written."""
+    found = json.loads((folder / MANIFEST).read_bytes())
+    if found.pop("whole", None) != _digest(found):
+        raise ValueError(f"{MANIFEST} is not what was written")
+    return found
+
+
+def _digest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from mmlora.errors import MMLoraError
+from mmlora.files import write_whole
 from mmlora.problems.record import CATEGORIES, Problem
 
 #: How an answer is found; `evaluation.answering.evaluate` says what each means.
@@ -43,7 +44,7 @@ class Prediction:
 def save_predictions(predictions: Iterable[Prediction], path: str | Path) -> None:
     """Write one JSON object per line."""
     lines = (json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions)
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_whole(Path(path), "".join(lines))
 
 
 def load_predictions(path: str | Path) -> list[Prediction]:

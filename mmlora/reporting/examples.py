@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mmlora.evaluation.scores import Prediction, by_id
+from mmlora.files import refusals, write_whole
 from mmlora.problems.pictures import decoded, encoded
 from mmlora.problems.record import Problem
 
@@ -44,7 +45,8 @@ def keep_examples(
     kept += [(p, q) for p, q in pairs if p.id in maps and p.id not in {k.id for k, _ in kept}]
     path = Path(folder) / FILE
     lines = (json.dumps(_record(Example(p, q, maps.get(p.id))), ensure_ascii=False) + "\n" for p, q in kept)
-    path.write_text("".join(lines), encoding="utf-8")
+    with refusals(path):
+        write_whole(path, "".join(lines))
     return path
 
 

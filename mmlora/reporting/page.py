@@ -12,6 +12,7 @@ from string import Template
 from matplotlib.figure import Figure
 
 from mmlora.evaluation.scores import Prediction, Scores
+from mmlora.files import refusals, write_whole
 from mmlora.models.catalog import seen_by
 from mmlora.problems.record import LETTERS, Problem
 from mmlora.reporting import galleries, plots
@@ -24,7 +25,7 @@ def html_report(folder: str | Path) -> Path:
     """Write `report.html` in a run's folder: one file that needs nothing else, and return its path.
 
     Reads `metrics.json`, and where they are there `log.jsonl` and what `examples.keep_examples` kept. Raises
-    `MetricsError` without complete metrics.
+    `MetricsError` without complete metrics, and `FileError` where the disk refuses.
     """
     folder = Path(folder)
     m = Metrics.load(folder / "metrics.json")
@@ -57,7 +58,8 @@ def html_report(folder: str | Path) -> Path:
         body="".join(f"<section><h2>{escape(head)}</h2>{body}</section>" for head, body in sections.items()),
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    with refusals(path):
+        write_whole(path, page)
     return path
 
 

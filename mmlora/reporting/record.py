@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mmlora.errors import MMLoraError
-from mmlora.files import write_whole
+from mmlora.files import refusals, write_whole
 from mmlora.problems.record import CATEGORIES
 from mmlora.reporting.machine import git_state, machine, peak_memory_gb, versions
 
@@ -72,8 +72,9 @@ class Metrics:
             raise MetricsError(f"{', '.join(broken)} is not a finite number; look at the run's log")
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON file in one step, so that no reader sees half of it."""
-        write_whole(Path(path), json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        """Write the JSON file in one step, so that no reader sees half of it. Raises `FileError` where the disk refuses."""
+        with refusals(path):
+            write_whole(Path(path), json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Metrics:
