@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from mmlora import threads
+from mmlora import network, threads
 from mmlora.paths import IN_CHECKOUT, PACKAGE, RUNS, WEIGHTS, cache_home
 from mmlora.smolbridge import wheels as weights
 
@@ -52,7 +52,8 @@ def examine() -> Iterator[Finding]:
     yield disk("disk, runs", RUNS, RUNS_GB, "free some space, or give `mmlora run --out` another folder")
     reachable, lacking = index.wait(PIP_SECONDS, False), weights_lacking()
     yield package_index(reachable, needed=bool(lacking))
-    yield hugging_face(hub.wait(PATIENCE, f"no answer within {PATIENCE} s"))
+    yield proxies()
+    yield hugging_face(hub.wait(PATIENCE, f"{_hub_address()} cannot be reached (no answer within {PATIENCE} s)"))
     yield smolbridge_weights(lacking, reachable)
     yield minisqa()
 
@@ -183,27 +184,37 @@ def _hub_address() -> str:
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
+def proxies() -> Finding:
+    """Can programs get through to a network with the proxies and certificates that are set?"""
+    if problem := network.settings_problem():
+        return Finding("proxies", "to do", problem)
+    return Finding("proxies", "OK", "what is set can be used" if urllib.request.getproxies() else "none are set")
+
+
 def hub_answer() -> str:
-    """Empty if the hub answers at all, else the reason why not."""
+    """Empty if the hub answers at all, asked by the client that fetches from it; else the reason why not."""
     try:
-        request = urllib.request.Request(_hub_address(), method="HEAD", headers={"User-Agent": "mmlora-doctor"})
-        urllib.request.urlopen(request, timeout=PATIENCE).close()
-    except urllib.error.HTTPError:
-        return ""
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
+        from huggingface_hub.utils import get_session
+
+        get_session().head(_hub_address(), timeout=PATIENCE)
+    except (
+        Exception
+    ) as error:  # the client's errors differ from release to release, and a broken one shall not end the report
+        return network.reason(error, _hub_address())
     return ""
 
 
 def hugging_face(reason: str) -> Finding:
     """The hub is never required: without it there is SmolBridge and MiniSQA."""
+    name = "Hugging Face hub"
+    if network.settings_problem():
+        return Finding(name, "to do", f"{_hub_address()} cannot be asked before the proxies are mended, see above")
     if not reason:
-        return Finding("Hugging Face hub", "OK", f"{_hub_address()} is reachable: every model and data set by name")
-    return Finding(
-        "Hugging Face hub",
-        "OK",
-        f"{_hub_address()} is not reachable ({reason}), which is fine: SmolBridge and MiniSQA need no hub",
-    )
+        return Finding(name, "OK", f"{_hub_address()} is reachable: every model and data set by name")
+    if "certificate" in reason:
+        return Finding(name, "to do", reason)
+    told = reason.replace("cannot be reached", "is not reachable")
+    return Finding(name, "OK", f"{told}, which is fine: SmolBridge and MiniSQA need no hub")
 
 
 def weights_lacking() -> list[weights.Wheel]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from mmlora import guests
+from mmlora.adapters.config import CONFIG, named_base
 from mmlora.models import catalog, hub
-from mmlora.models.vlm import register
+from mmlora.models.vlm import UnknownModel, refuse_speechless, register
 from mmlora.paths import RESULTS
 from mmlora.reporting.machine import GB, machine
 from mmlora.reporting.record import Metrics, MetricsError
@@ -67,7 +69,7 @@ class Needs:
         if self.memory(2):
             lines["memory in all"] = f"roughly {_gb(self.memory(4))} in float32, {_gb(self.memory(2))} in 16 bits"
         else:
-            lines["memory in all"] = "not known yet: its configuration is not here"
+            lines["memory in all"] = "not known: its configuration is not here, or of another kind"
         if self.memory(2) and self.parameters >= LARGE:
             lines["with NF4"] = (
                 f"roughly {_gb(self.memory_nf4())}: mmlora run --four-bit on an NVIDIA card, with bitsandbytes"
@@ -95,6 +97,10 @@ def needs(name: str, *, problems: int = 12_726, settings: Settings = Settings())
     Raises `hub.HubError` where the hub does not have it or cannot be asked.
     """
     entry = catalog.find(name)
+    if (Path(name) / CONFIG).is_file():
+        raise UnknownModel(
+            f"{name} is an adapter; a run trains a fresh one: ask for its base, {named_base(Path(name))}"
+        )
     if entry and entry.repo is None:
         total, missing = guests.guest("models", entry.name).download()
         found = hub.Sizes(total, missing, entry.parameters, None)
@@ -104,11 +110,10 @@ def needs(name: str, *, problems: int = 12_726, settings: Settings = Settings())
     else:
         found = hub.sizes(entry.repo if entry and entry.repo else name)
     trainable, activations = None, None
-    if found.config:
-        config = transformers.CONFIG_MAPPING[found.config["model_type"]].from_dict(found.config).get_text_config()
+    if found.config and (widths := _widths(config := _decoder(name, found.config))):
         layers = max(1, config.num_hidden_layers // 2)
         tokens = TEXT_TOKENS + (entry.visual_tokens if entry else VISUAL_TOKENS)
-        trainable = layers * settings.rank * _widths(config)
+        trainable = layers * settings.rank * widths
         activations = layers * KEPT_BYTES * settings.batch_size * tokens * config.hidden_size
     speed, record = _measured({name, *((entry.name, entry.repo) if entry else ())})
     parameters = found.parameters or (entry.parameters if entry else None)
@@ -116,8 +121,28 @@ def needs(name: str, *, problems: int = 12_726, settings: Settings = Settings())
     return Needs(name, found.missing, parameters, trainable, activations, problems, speed, record, *said)
 
 
-def _widths(config: Any) -> int:
-    """Inputs plus outputs of a layer's linear maps q, k, v, o, gate, up, down: the numbers that one rank adds to it."""
+def _decoder(name: str, said: dict) -> Any:
+    """The configuration of the part that writes. Raises `UnknownModel` where there is none, `HubError` for one that is unsound."""
+    kind = said.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise UnknownModel(f"transformers {transformers.__version__} does not know the architecture {kind!r} of {name}")
+    try:
+        config = transformers.CONFIG_MAPPING[kind].from_dict(said)
+        refuse_speechless(name, config)
+        return config.get_text_config()
+    except (AttributeError, TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise hub.HubError(f"the configuration of {name} is unsound ({reason}); copy or fetch it again") from error
+
+
+def _widths(config: Any) -> int | None:
+    """Inputs plus outputs of a layer's linear maps q, k, v, o, gate, up, down: the numbers that one rank adds to it.
+
+    None for a decoder of another shape, whose configuration calls its sizes otherwise.
+    """
+    names = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
+    if not all(isinstance(getattr(config, name, None), int) for name in names):
+        return None
     width, heads = config.hidden_size, config.num_attention_heads
     head = getattr(config, "head_dim", None) or width // heads
     query, key = heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head

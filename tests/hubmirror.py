@@ -31,6 +31,8 @@ class Repo:
     parameters: int | None = None  # what the hub says it counted
     break_once: dict[str, int] = field(default_factory=dict)  # file → bytes after which the connection drops, once
     spoil_once: set[str] = field(default_factory=set)  # files that are served with one byte changed, once
+    refused: tuple[int, dict[str, str]] | None = None  # status and headers of every answer about it
+    moved_to: str | None = None  # its name since it was renamed
 
     def commit(self, files: Mapping[str, bytes]) -> str:
         content = [[path, hashlib.sha1(data).hexdigest()] for path, data in sorted(files.items())]
@@ -91,6 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.hub.asked.append(f"{self.command} {url.path} {self.headers.get('Range', '')}".strip())
         form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+        if self.sent_away(url.path):
+            return
         if found := _API.fullmatch(url.path):
             self.api(*map(_unquoted, found.groups()), parse_qs(url.query), form.get("paths", []))
         elif found := _CDN.fullmatch(url.path):
@@ -102,6 +106,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(404, "RepoNotFound")
 
     do_HEAD = do_POST = do_GET
+
+    def sent_away(self, path: str) -> bool:
+        """Whether the repository that is asked for answers nothing, or from elsewhere."""
+        for name, repo in [*self.hub.models.items(), *self.hub.datasets.items()]:
+            if f"/{name}/" in f"{path}/" and repo.refused:
+                self.answer(repo.refused[0], b"{}", repo.refused[1])
+                return True
+            if f"/{name}/" in f"{path}/" and repo.moved_to:
+                place = self.path.replace(name, repo.moved_to)
+                self.answer(307, b"", {"Location": f"{self.hub.url}{place}"})
+                return True
+        return False
 
     def found(self, kind: str, name: str, revision: str) -> tuple[Repo, str] | None:
         """The repository and the commit; or None once it was refused. Strangers are told 401, as on the real hub."""

@@ -26,7 +26,7 @@ LAYERS = (
     ("training",),
     ("evaluation",),
     ("reporting",),
-    ("settings", "budget", "needs", "timing", "outcome", "experiment", "headless"),
+    ("settings", "budget", "needs", "timing", "outcome", "experiment", "execution", "headless"),
     ("doctor", "cli", "lessons", "openclip", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -165,10 +165,12 @@ def data_from_cache(name: str) -> list[str]:
     return []
 
 
-def child(endpoint: str, home: Path, function: str, *arguments: str, **environment: str) -> SimpleNamespace:
+def child(
+    endpoint: str, home: Path, function: str, *arguments: str, module: str = "test_hub", **environment: str
+) -> SimpleNamespace:
     """Run one of the functions above in a new process; `answers` is what it returned, `screen` what it showed."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_"))}
-    code = f"import json, test_hub; print({MARK!r} + json.dumps(test_hub.{function}(*{arguments!r})))"
+    code = f"import json, {module}; print({MARK!r} + json.dumps({module}.{function}(*{arguments!r})))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from peft import PeftModel
 
+from mmlora.adapters.lora import own_config
 from mmlora.guests import HUB_ID, UNKNOWN_LICENCE
 from mmlora.models.base import Base
 
@@ -23,7 +24,7 @@ def licence_of_both(base: str, data: str) -> str:
 
 def card(model: PeftModel, base: Base, facts: Mapping[str, object], data_licence: str, beside: Sequence[str]) -> str:
     """The card's text; `beside` names parameters that were trained besides the adapter."""
-    config = model.peft_config["default"]
+    config = own_config(model)[1]
     size = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
     rows = {
         "base model": base.name,

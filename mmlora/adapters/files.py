@@ -1,7 +1,8 @@
 """An adapter as files: peft's own two, what else was trained, the processor, and a card.
 
 `adapter_config.json` names the base by its hub id and revision, so that plain peft finds it; the tensors' metadata says
-which stored weights it was trained on, so that no other base takes it.
+which stored weights it was trained on, so that no other base takes it, and what the folder's files hold, so that a changed
+one is noticed.
 """
 
 from __future__ import annotations
@@ -12,20 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from mmlora.adapters import config as configs
+from mmlora.adapters import integrity
 from mmlora.adapters.card import card
-from mmlora.adapters.lora import BESIDE, AdapterError, refuse_wrapped, wrapped
+from mmlora.adapters.config import CONFIG, TENSORS
+from mmlora.adapters.filling import PREFIX, REWRITES, Misfit, fill, own_values
+from mmlora.adapters.lora import BESIDE, AdapterError, detach, own_config, refuse_wrapped, wrapped
+from mmlora.errors import MMLoraError
+from mmlora.files import refusals
 from mmlora.guests import UNKNOWN_LICENCE
 from mmlora.models import connector
-from mmlora.models.base import Base, base_of, stored_as
+from mmlora.models.base import OF_ADAPTERS, Base, base_of, own_name, stored_as
 from mmlora.models.resolution import set_side
 from mmlora.models.vlm import VLM, base_model, load_base
+from mmlora.models.words import refuse_unfit
 
-ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER = TENSORS
 TRAINED = "trained.safetensors"  # what was trained beside the adapter, such as a connector; plain peft leaves it out
 
 
@@ -41,22 +49,36 @@ def save_adapter(
 
     `facts` become rows of the card's table, in order. With `processor`, `load_vlm(folder)` gives back exactly what was
     trained, chat template and picture side included. `data_licence` is the hub's name for the licence of the training
-    data; the card's follows from it and from the base's.
+    data; the card's follows from it and from the base's. Raises `AdapterError` for a model that carries no adapter or
+    several, and `FileError` where the disk refuses.
     """
+    own_config(model)
+    folder = Path(folder)
     beside = _ready(_beside(model))
     base = base_of(model, beside)
-    folder = write(model, base, folder, beside)
-    connector.keep(base_model(model), folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
-    (folder / "README.md").write_text(card(model, base, facts, data_licence, sorted(beside)), encoding="utf-8")
+    with refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        connector.keep(base_model(model), folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        write(model, base, folder, beside)
+        (folder / "README.md").write_text(card(model, base, facts, data_licence, sorted(beside)), encoding="utf-8")
     return folder
 
 
 def write(model: PeftModel, base: Base, folder: str | Path, beside: Mapping[str, torch.Tensor] | None = None) -> Path:
-    """Write the adapter on `base`, its configuration, and the tensors trained `beside` it; returns the folder."""
+    """Write the adapter on `base`, its configuration, and the tensors trained `beside` it; returns the folder.
+
+    The adapter's tensors come last, for they say what the other files hold: a folder of which only a part was written is noticed.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    name, own_settings = own_config(model)
+    own = get_peft_model_state_dict(
+        model, adapter_name=name, save_embedding_layers=False
+    )  # or else peft asks the hub whether they changed
+    taken = {own_name(key.removeprefix(PREFIX)) for key in own}  # such as biases, which are peft's to keep
+    beside = {key: tensor for key, tensor in (beside or {}).items() if key not in taken}
     marks = {
         "format": "pt",
         "base_model": base.name,
@@ -64,17 +86,17 @@ def write(model: PeftModel, base: Base, folder: str | Path, beside: Mapping[str,
         "base_weights": base.weights,
         "base_stored": stored_as(model),
     }
-    own = get_peft_model_state_dict(
-        model, save_embedding_layers=False
-    )  # or else peft asks the hub whether they changed
-    save_file(_ready(own), folder / ADAPTER, metadata=marks)
-    config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
+    config = {**own_settings.to_dict(), "inference_mode": True}
     config |= {"base_model_name_or_path": base.name, "revision": base.revision}
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / TRAINED).unlink(missing_ok=True)
     if beside:
-        save_file(dict(beside), folder / TRAINED, metadata=marks)
+        save_file(beside, folder / TRAINED, metadata=marks)
+    ready = _ready(own)
+    marks[integrity.NUMBERS] = integrity.of_tensors(ready)
+    marks[integrity.FILES] = json.dumps(integrity.of_files(folder, besides=ADAPTER))
+    save_file(ready, folder / ADAPTER, metadata=marks)
     return folder
 
 
@@ -82,7 +104,7 @@ def _beside(model: PeftModel) -> dict[str, torch.Tensor]:
     """What trains beside the adapter, or was loaded with it."""
     base = base_model(model)
     kept = {id(parameter) for parameter, _ in getattr(base, BESIDE, ())}
-    named = ((n.replace(".base_layer.", "."), p) for n, p in base.named_parameters() if ".lora_" not in n)
+    named = ((own_name(n), p) for n, p in base.named_parameters() if not OF_ADAPTERS.search(f".{n}"))
     return {n: p for n, p in named if p.requires_grad or id(p) in kept}
 
 
@@ -91,86 +113,169 @@ def _ready(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def load_vlm(
-    name: str | Path = "smolbridge", *, side: int | None = None, revision: str | None = None, four_bit: bool = False
+    name: str | Path = "smolbridge",
+    *,
+    base: str | Path | None = None,
+    side: int | None = None,
+    revision: str | None = None,
+    four_bit: bool = False,
 ) -> VLM:
     """Load a model by its name, as `load_base` does, or what was trained from an adapter's folder.
 
-    An adapter's folder names its base and holds its processor, so what comes back is what was trained. Raises what
+    An adapter's folder names its base and holds its processor, so what comes back is what was trained. `base` is the place
+    or name of that base where it is no longer the one that the folder names; its weights must be the same. Raises what
     `load_base` and `load_adapter` raise.
     """
     folder = Path(name).expanduser()
     if not (folder / CONFIG).is_file():
+        if (folder / ADAPTER).is_file() or (folder / configs.PICKLE).is_file() or any(folder.glob(f"*/{CONFIG}")):
+            configs.refuse_without(folder, CONFIG)
+        if base is not None:
+            raise AdapterError(f"{name} is no adapter's folder, so it has no base to name; leave `base` out")
         return load_base(name, side=side, revision=revision, four_bit=four_bit)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    vlm = load_base(config["base_model_name_or_path"], revision=config.get("revision"), four_bit=four_bit)
-    vlm = connector.kept(vlm, folder)
-    kept = (folder / "tokenizer_config.json").is_file()
-    processor = type(vlm.processor).from_pretrained(folder) if kept else vlm.processor
+    vlm = connector.kept(_named_base(folder, base, revision, four_bit), folder)
+    processor = _kept_processor(vlm.processor, folder)
+    refuse_unfit(str(name), base_model(vlm.model), processor)
     if side is not None:
         set_side(processor, side)
-    return VLM(str(name), load_adapter(vlm.model, folder), processor)
+    return VLM(str(name), _load(vlm.model, folder, chosen=base is not None), processor)
+
+
+def _named_base(folder: Path, base: str | Path | None, revision: str | None, four_bit: bool) -> VLM:
+    """The base that the caller names, or else the adapter. Raises `AdapterError` where it is not to be had."""
+    named = configs.named_base(folder)
+    if base is None and named is None:
+        raise AdapterError(f"the adapter in {folder} names no base: give it, load_vlm({str(folder)!r}, base=…)")
+    try:
+        known = configs.revision_of(folder) if base is None else None
+        return load_base(base or str(named), revision=revision or known, four_bit=four_bit)
+    except MMLoraError as error:
+        whose = f"the adapter in {folder} was trained on {named}"
+        if base is None:
+            way = f"if it lies elsewhere now, give its place: load_vlm({str(folder)!r}, base=…)"
+            raise AdapterError(f"{whose}, which cannot be loaded ({error}); {way}") from error
+        raise AdapterError(f"{whose}, and {base}, which was given for it, cannot be loaded: {error}") from error
+
+
+def _kept_processor(own: Any, folder: Path) -> Any:
+    """The processor that lies beside the adapter, or else its base's."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return own
+    pictures = ("processor_config.json", "preprocessor_config.json")
+    if hasattr(own, "image_processor") and not any((folder / file).is_file() for file in pictures):
+        print(f"{folder} keeps a tokenizer and no processor of pictures, so both are taken from the base")
+        return own
+    try:
+        return type(own).from_pretrained(folder)
+    except Exception as error:  # tokenizers raises no kind of its own
+        reason = " ".join(str(error).split())[:300]
+        raise AdapterError(f"the processor in {folder} cannot be read ({reason}); copy or fetch it again") from error
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
-    """Wrap `model` with the adapter in `folder`, frozen and in evaluation mode.
+    """Wrap `model` with the adapter in `folder`, whoever made it, frozen and in evaluation mode: as plain peft does.
 
-    Reads safetensors only. Raises `AdapterError` when the base is another one, when keys or shapes do not fit exactly,
-    or when the model is wrapped already; the model is then as it was.
+    Reads safetensors only. Raises `AdapterError` when the base is another one, when a tensor or a place for one is left over,
+    when a file is not as it was saved, or when the model is wrapped already; the model is then as it was.
     """
-    folder = Path(folder)
+    return _load(model, Path(folder))
+
+
+def _load(model: nn.Module, folder: Path, chosen: bool = False) -> PeftModel:
+    """`load_adapter`; a `chosen` base is the caller's word, where the adapter knows no more of its own than a name."""
     refuse_wrapped(model)
+    config = configs.read(folder)
     tensors, marks = _read(folder, ADAPTER)
-    config = LoraConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig):
-        raise AdapterError(f"{folder} holds a {config.peft_type} adapter; only LoRA can be loaded here")
     beside = _read(folder, TRAINED)[0] if (folder / TRAINED).is_file() else {}
-    _check_base(model, beside, marks, config.base_model_name_or_path, folder)
+    _check_base(model, beside, marks, config.base_model_name_or_path, folder, chosen)
     own = dict(base_model(model).named_parameters())
     if problem := _mismatch(beside, {name: own[name] for name in beside if name in own}):
         raise AdapterError(f"what was trained beside the adapter in {folder} does not fit this model: {problem}")
     config.base_model_name_or_path = None  # peft would warn about a name that is merely spelled otherwise
+    adapted = _filled(model, config, tensors, folder)
+    changed = getattr(base_model(adapted), BESIDE)
+    known = {id(parameter) for parameter, _ in changed}
+    changed += [(own[name], own[name].detach().clone()) for name in beside if id(own[name]) not in known]
     try:
-        adapted = wrapped(model, config)
-    except ValueError as error:
-        raise AdapterError(f"the adapter in {folder} does not fit this model: {error}") from error
-    problem = _mismatch(tensors, get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    if problem:
-        adapted.unload()
-        raise AdapterError(f"the adapter in {folder} is not what its configuration says: {problem}; fetch it again")
-    set_peft_model_state_dict(adapted, tensors)
-    setattr(base_model(adapted), BESIDE, [(own[name], own[name].detach().clone()) for name in beside])
+        integrity.check(folder, ADAPTER, tensors, marks)
+    except AdapterError:
+        detach(adapted)
+        raise
     for name, tensor in beside.items():
         own[name].data = tensor.to(own[name].device)  # in the numbers that it was trained in
     return adapted.eval()
 
 
+def _filled(model: nn.Module, config: LoraConfig, tensors: Mapping[str, torch.Tensor], folder: Path) -> PeftModel:
+    """The model with the adapter; the base's parameters that it changes are listed in the base's attribute `BESIDE`."""
+    base, own = base_model(model), []
+    if str(config.init_lora_weights).startswith(
+        REWRITES
+    ):  # such an adapter is a difference from weights that it rewrites first
+        own = [(p, p.detach().clone()) for m in base.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
+    try:
+        setattr(base, BESIDE, own)
+        adapted = wrapped(model, config)
+        own[:] = [(p, value) for p, value in own if not torch.equal(p, value)]
+        known = {id(p) for p, _ in own}
+        own += [(p, value) for p, value in own_values(adapted, tensors) if id(p) not in known]
+        fill(adapted, tensors)
+    except Misfit as misfit:
+        detach(base)
+        raise AdapterError(
+            f"the adapter in {folder} does not fit this model: {misfit}; it is another model's, or of names that neither this "
+            "peft nor this transformers knows"
+        ) from misfit
+    except (
+        Exception
+    ) as error:  # peft's own refusals are of many kinds, and some come when half of the modules are wrapped
+        detach(base)
+        raise AdapterError(
+            f"the adapter in {folder} does not fit this model: {' '.join(str(error).split())[:400]}"
+        ) from error
+    return adapted
+
+
 def _check_base(
-    model: nn.Module, beside: Container[str], marks: Mapping[str, str], named: str | None, folder: Path
+    model: nn.Module, beside: Container[str], marks: Mapping[str, str], named: str | None, folder: Path, chosen: bool
 ) -> None:
     """Raise `AdapterError` for another base; say so where the same weights are held in other numbers."""
     base = base_of(model, beside)
+    trained_on = f"the adapter in {folder} was trained on other weights ({named}) than this model's ({base.name})"
     if "base_weights" in marks:
-        same = marks["base_weights"] == base.weights
-    else:  # an adapter from elsewhere: its name is all there is
-        same = not named or Path(named).name == Path(base.name).name
-    if not same:
+        if marks["base_weights"] != base.weights:
+            raise AdapterError(f"{trained_on}; load it onto the base it was trained on")
+    elif chosen:
+        print(
+            f"the adapter in {folder} names {named} and knows no hash of it: that {base.name} has the same weights is your word"
+        )
+    elif named and _short(named) != _short(base.name):  # an adapter from elsewhere: its name is all there is
         raise AdapterError(
-            f"the adapter in {folder} was trained on other weights ({named}) than this model's ({base.name}); load it onto "
-            "the base it was trained on"
+            f"{trained_on}; load it onto the base it was trained on, or where these are the same by another name: "
+            f"load_vlm({str(folder)!r}, base={base.name!r})"
         )
     if marks.get("base_stored", stored_as(model)) != stored_as(model):
         print(f"the adapter in {folder} was trained on weights in {marks['base_stored']}, these are in {stored_as(model)}: "
               "a few answers may differ")  # fmt: skip
 
 
+def _short(name: str) -> str:
+    """A base's own name, without its owner or the folders above it; the hub's cache calls a folder by both."""
+    path = name.replace("\\", "/").rstrip("/")
+    cached = [part for part in path.split("/") if part.startswith("models--")]
+    return (cached[-1].rpartition("--") if cached else path.rpartition("/"))[2].lower()
+
+
 def _read(folder: Path, file: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    for name in (ADAPTER, CONFIG):
-        if not (folder / name).is_file():
-            raise AdapterError(f"{folder} has no {name}; give a folder that save_adapter wrote (pickles are not read)")
+    configs.refuse_without(folder, file)
     try:
         with safe_open(folder / file, "pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
+        if (folder / file).read_bytes()[:24].startswith(b"version https://git-lfs"):
+            raise AdapterError(
+                f"{folder / file} is only a pointer of git-lfs; fetch the file itself: git lfs pull"
+            ) from error
         raise AdapterError(f"{folder / file} is damaged ({error}); fetch it again") from error
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import torchao as lora_torchao
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import quantization_utils
+from peft.utils import AuxiliaryTrainingWrapper, quantization_utils
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -66,12 +68,22 @@ def attach(
 
 
 def detach(model: nn.Module) -> PreTrainedModel:
-    """The base under an adapter, taken off without a trace, so that another can be attached; a bare model as it is."""
+    """The base under an adapter, taken off without a trace, so that another can be attached; a bare model as it is.
+
+    Raises `AdapterError` where the adapter is added to the weights for the time being: subtracting it would round them.
+    """
     base = base_model(model)
+    if any(isinstance(module, BaseTunerLayer) and module.merged for module in base.modules()):
+        raise AdapterError(
+            "this adapter is added to the weights (merge_adapter), which cannot be undone exactly: load the base again, or call "
+            "unmerge_adapter() first and accept what that rounds"
+        )
+    wholes = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
     for name, module in reversed(list(base.named_modules())):  # the inner of two adapters first: attention holds two
-        if isinstance(module, BaseTunerLayer):
+        whole = isinstance(module, AuxiliaryTrainingWrapper)
+        if (whole or isinstance(module, BaseTunerLayer)) and not name.startswith(wholes):
             parent, _, last = name.rpartition(".")
-            setattr(base.get_submodule(parent), last, module.get_base_layer())
+            setattr(base.get_submodule(parent), last, module.original_module if whole else module.get_base_layer())
     if hasattr(base, "peft_config"):
         del base.peft_config
     for parameter, own in base.__dict__.pop(BESIDE, ()):
@@ -79,21 +91,73 @@ def detach(model: nn.Module) -> PreTrainedModel:
     return base
 
 
+def own_config(model: nn.Module) -> tuple[str, LoraConfig]:
+    """The name and the configuration of a model's one adapter. Raises `AdapterError` for none, several and another kind."""
+    configs = getattr(model, "peft_config", {}) if isinstance(model, PeftModel) else {}
+    if not configs and is_wrapped(model):
+        raise AdapterError(
+            "this is the base inside an adapted model; give the model that attach or load_adapter returned"
+        )
+    if not configs:
+        raise AdapterError(
+            "this model carries no adapter: none was attached or loaded, or it was merged or taken off already"
+        )
+    if len(configs) > 1:
+        raise AdapterError(
+            f"this model carries {len(configs)} adapters, {', '.join(configs)}: keep one, with model.delete_adapter(name)"
+        )
+    name, config = next(iter(configs.items()))
+    if not isinstance(config, LoraConfig):
+        raise AdapterError(f"this model's adapter is {config.peft_type}, and only LoRA can be merged or saved here")
+    return name, config
+
+
 def merge(model: PeftModel) -> PreTrainedModel:
     """The base with the adapter's product added to its weights, in place: faster, and from now on another base.
 
     An adapter that was trained on the old one is refused. What was trained beside the adapter stays, too. Raises
-    `AdapterError` over weights in four bits: rounded once more, part of the adapter would be lost.
+    `AdapterError` where there is not one adapter, switched on, that weights can take up: over weights in four bits, rounded
+    once more, part of it would be lost, and a weight that two modules share would take up what is meant for one.
     """
+    own_config(model)
     if stored_as(model) == "nf4":
         raise AdapterError(
             "four bits cannot hold base and adapter together; load the base without four_bit, then merge"
         )
     take_no_torchao()
-    merged = model.merge_and_unload()
+    tuned = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    if any(module.disable_adapters for module in tuned.values()):
+        raise AdapterError(
+            "this adapter is switched off: call enable_adapter_layers() first, or take it off with detach(model)"
+        )
+    _refuse_shared(model, tuned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a module is merged already, or is not
+        try:
+            model.merge_adapter()  # every module or, should one refuse, none
+        except (ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+            model.unmerge_adapter()
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise AdapterError(
+                f"this adapter cannot be added to the weights ({reason}): go on with it as it is"
+            ) from error
+        merged = model.merge_and_unload()
     merged.__dict__.pop(BESIDE, None)
     unmark(merged)
     return merged
+
+
+def _refuse_shared(model: nn.Module, tuned: Mapping[str, BaseTunerLayer]) -> None:
+    """Raise `AdapterError` where an adapted weight is another module's too, as a tied vocabulary projection's is."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    uses = Counter(id(parameter) for name, parameter in parameters if ".modules_to_save." not in name)
+    for name, module in tuned.items():
+        weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, LoraLayer) else None
+        if weight is not None and uses[id(weight)] > 1:
+            raise AdapterError(
+                f"{name} shares its weight with another module (tied embeddings), which would take up the adapter as well: go on "
+                "with it as it is"
+            )
 
 
 def take_no_torchao() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import nn
 from mmlora.files import sha256_of_all
 from mmlora.guests import UNKNOWN_LICENCE
 
+#: What tells a parameter of an adapter from one of the base, in the names of an adapted model.
+OF_ADAPTERS = re.compile(r"\.lora_|\.modules_to_save\.|\.trainable_tokens_")
 FILE = (
     "base.json"  # beside weights that were put together here, whose files may differ between machines in a last digit
 )
@@ -80,8 +83,11 @@ def stored_as(model: nn.Module) -> str:
 def _values_hash(model: nn.Module, beside: Container[str]) -> str:
     """All names and shapes, and 64 values of each tensor as bfloat16, under any adapter."""
     digest = hashlib.sha256()
-    named = ((n.removeprefix("base_model.model.").replace(".base_layer.", "."), p) for n, p in model.named_parameters())
-    for name, parameter in sorted((n, p) for n, p in named if ".lora_" not in n and n not in beside):
+    named = (
+        (n.removeprefix("base_model.model."), p) for n, p in model.named_parameters() if not OF_ADAPTERS.search(f".{n}")
+    )
+    named = ((n.replace(".base_layer.", ".").replace(".original_module.", "."), p) for n, p in named)
+    for name, parameter in sorted((n, p) for n, p in named if n not in beside):
         values = parameter.detach().flatten()
         values = values[:: max(1, values.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16)
         digest.update(f"{name} {tuple(parameter.shape)} ".encode() + values.cpu().numpy().tobytes())

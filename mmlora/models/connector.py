@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -79,7 +80,10 @@ def aligned(
 
 def _check(folder: Path, mine: dict[str, Any]) -> None:
     """Raise `ConnectorError` where the folder's record says that its connector was learned otherwise."""
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
+    except ValueError as error:
+        raise ConnectorError(f"{folder / RECORD} is no JSON ({error}); choose another folder") from error
     for name, value in mine.items():
         if record.get(name, value) != value:
             raise ConnectorError(
@@ -93,8 +97,9 @@ def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:
     if package:
         vlm = package.adopt(vlm, tensors)
     else:
-        if foreign := tensors.keys() - dict(model.named_parameters()).keys():
-            raise ConnectorError(f"this connector is another model's: {vlm.name} has no {min(foreign)}")
+        own = dict(model.named_parameters())
+        if foreign := [n for n in sorted(tensors) if n not in own or own[n].shape != tensors[n].shape]:
+            raise ConnectorError(f"this connector is another model's: {vlm.name} has no {foreign[0]} of that shape")
         model.load_state_dict(tensors, strict=False)  # these and no others
     digest = sha256(base.weights.encode())
     for name in sorted(tensors):
@@ -112,5 +117,11 @@ def keep(model: nn.Module, folder: Path) -> None:
 
 
 def kept(vlm: VLM, folder: Path) -> VLM:
-    """The model with the connector that lies in `folder`; as it is where none does."""
-    return adopt(vlm, load_file(folder / FILE)) if (folder / FILE).is_file() else vlm
+    """The model with the connector that lies in `folder`; as it is where none does. Raises `ConnectorError`."""
+    if not (folder / FILE).is_file():
+        return vlm
+    try:
+        tensors = load_file(folder / FILE)
+    except (SafetensorError, OSError) as error:
+        raise ConnectorError(f"{folder / FILE} cannot be read ({error}); copy or fetch it again") from error
+    return adopt(vlm, tensors)

@@ -19,17 +19,17 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
-    HTTPError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     RevisionResolutionError,
 )
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import filter_repo_objects
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from mmlora import guests
+from mmlora import guests, network
 from mmlora.errors import MMLoraError
 from mmlora.files import sha256, sha256_of_digests, write_whole
 from mmlora.guests import UNKNOWN_LICENCE
@@ -114,9 +114,12 @@ def folder_sizes(folder: Path) -> Sizes:
     files = list(folder.glob("*.safetensors"))
     parameters = 0
     for file in files:
-        with safe_open(file, "np") as tensors:
-            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        try:
+            with safe_open(file, "np") as tensors:
+                parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+        except (SafetensorError, OSError) as error:
+            raise HubError(f"{file} cannot be read ({error}); copy or fetch it again") from error
+    config = _json(folder / "config.json", str(folder))
     return Sizes(sum(file.stat().st_size for file in files), 0, parameters, config)
 
 
@@ -141,7 +144,7 @@ def _announced(info: ModelInfo) -> dict[str, str]:
 def _config(repo: str, revision: str, offline: bool = False) -> dict:
     """config.json, of an architecture that transformers or a guest knows: code in the repository is never needed."""
     file = hf_hub_download(repo, "config.json", revision=revision, local_files_only=offline)
-    config = json.loads(Path(file).read_text(encoding="utf-8"))
+    config = _json(Path(file), repo)
     kind = str(config.get("model_type"))
     if guest := guests.guest("models", kind):
         guest.register()
@@ -158,6 +161,16 @@ def _config(repo: str, revision: str, offline: bool = False) -> dict:
     )
 
 
+def _json(file: Path, of: str) -> dict:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HubError(f"{file.name} of {of} is no JSON ({error}); choose another model, or copy it again") from error
+    if not isinstance(found, dict):
+        raise HubError(f"{file.name} of {of} is no JSON object; choose another model, or copy it again")
+    return found
+
+
 def _licence(info: ModelInfo) -> str:
     said = info.card_data.get("license") if info.card_data else None
     return said if isinstance(said, str) else UNKNOWN_LICENCE
@@ -165,7 +178,7 @@ def _licence(info: ModelInfo) -> str:
 
 def _verified(repo: str, path: Path, record: Path) -> dict:
     """The record, after hashing each file that is new or was touched since it was last found good."""
-    found_good = json.loads(record.read_text())
+    found_good = _json(record, repo)
     for name, known in found_good["files"].items():
         file = path / name
         touched = file.stat().st_mtime_ns
@@ -186,34 +199,37 @@ def _verified(repo: str, path: Path, record: Path) -> dict:
 
 @contextmanager
 def _explained(repo: str, revision: str | None) -> Iterator[None]:
-    """huggingface_hub's errors, said as one `HubError` sentence each."""
-    page = f"{constants.ENDPOINT}/{repo}"
+    """Whatever the hub or its client raises, said as one `HubError` sentence."""
     try:
         yield
-    except GatedRepoError as error:
-        if error.response.status_code == 401:
-            told = f"ask for access on {page}, then run `hf auth login` or set HF_TOKEN"
-        else:
-            told = f"your account has no access yet; ask for it on {page} and wait for the answer"
-        raise HubError(f"{repo} is gated: {told}") from error
-    except RevisionNotFoundError as error:
-        raise HubError(f"{repo} has no revision {revision!r}; leave it out, or choose from {page}/commits") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        near = nearest(repo)
-        hint = f"did you mean {' or '.join(near)}?" if near else "give its full id, owner/name"
-        raise HubError(f"the hub has no model {repo!r}; {hint} (a private one needs `hf auth login`)") from error
-    except (LocalEntryNotFoundError, RevisionResolutionError) as error:
-        at = f"{repo} at {revision}" if revision else repo
-        why = f"{constants.ENDPOINT} cannot be reached" if error.__cause__ else "offline mode is on"
-        raise HubError(
+    except MMLoraError:
+        raise
+    except (
+        Exception
+    ) as error:  # among them ImportError and ValueError for a proxy, and what its two HTTP clients call theirs
+        raise HubError(_sentence(repo, revision, error)) from error
+
+
+def _sentence(repo: str, revision: str | None, error: Exception) -> str:
+    page, at = f"{constants.ENDPOINT}/{repo}", f"{repo} at {revision}" if revision else repo
+    if isinstance(error, (LocalEntryNotFoundError, RevisionResolutionError)):
+        online = error.__cause__ if not isinstance(error.__cause__, OfflineModeIsEnabled) else None
+        why = network.reason(online, constants.ENDPOINT) if online else "offline mode is on"
+        return (
             f"{at} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}, and {why}; download it "
             f"once with a network, or choose {' or '.join(guests.names('models'))}"
-        ) from error
-    except EntryNotFoundError as error:
-        raise HubError(f"{repo} has no config.json, so transformers cannot load it; choose another model") from error
-    except (HTTPError, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise HubError(
-            f"fetching {repo} failed ({reason}); files that are complete are kept, so run again, or set "
-            "HF_HUB_OFFLINE=1 to use only what is in the cache"
-        ) from error
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no revision {revision!r}; leave it out, or choose from {page}/commits"
+    if isinstance(error, GatedRepoError):
+        return f"{repo} is gated: {network.gated(error, page)}"
+    if isinstance(error, HFValidationError) or (isinstance(error, RepositoryNotFoundError) and network.missing(error)):
+        near = nearest(repo)
+        hint = f"did you mean {' or '.join(near)}?" if near else "give its full id, owner/name"
+        return f"the hub has no model {repo!r}; {hint} (a private one needs `hf auth login`)"
+    if isinstance(error, EntryNotFoundError):
+        return f"{repo} has no config.json, so transformers cannot load it; choose another model"
+    return (
+        f"fetching {repo} failed: {network.reason(error, constants.ENDPOINT)}; files that are complete are kept, so run "
+        "again then, or set HF_HUB_OFFLINE=1 to use only what is in the cache"
+    )

@@ -18,6 +18,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     BatchFeature,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,6 +31,7 @@ from mmlora.models.base import Base
 from mmlora.models.memory import reuse_blocks
 from mmlora.models.precision import device, nf4, weights_dtype
 from mmlora.models.resolution import see_all, set_side, visual_tokens
+from mmlora.models.words import refuse_unfit
 
 
 class UnknownModel(MMLoraError):
@@ -94,8 +96,8 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     pictures in pixels (`models.resolution`), `revision` is a commit or tag on the hub, `four_bit` keeps frozen weights
     in NF4 (QLoRA, arXiv 2305.14314).
     Where the processes share the weights (`models.processes.sharded`), each gets its part of the decoder's layers.
-    Raises `UnknownModel` (with the nearest names), `HubError`, `ResolutionError`, `PrecisionError`, `ShardingError`, and
-    what a guest raises whose weights cannot be had.
+    Raises `UnknownModel` (with the nearest names), `HubError`, `ResolutionError`, `PrecisionError`, `ShardingError`,
+    `TokenizerError`, and what a guest raises whose weights cannot be had.
     """
     name = str(name)
     if four_bit and processes.sharded():
@@ -106,11 +108,8 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     register(folder)
     reuse_blocks()
     config = AutoConfig.from_pretrained(folder)
+    refuse_speechless(name, config)
     sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    if not sees and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnknownModel(
-            f"{name} writes no words (it is a {config.model_type}); give a vision-language model, or a language model"
-        )
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     on_card = four_bit or (device().type == "cuda" and not processes.sharded())  # not through main memory first
     card = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else device()
@@ -124,6 +123,7 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
         model = model.to(device())
     bases.mark(model, base)
     processor: Any = (AutoProcessor if sees else TextProcessor).from_pretrained(folder)
+    refuse_unfit(name, model, processor)
     see_all(processor)
     if side is not None:
         set_side(processor, side)
@@ -131,6 +131,15 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     elif entry and entry.size:
         processor.image_processor.size = type(processor.image_processor.size)(**entry.size)
     return VLM(name, model.eval(), processor)
+
+
+def refuse_speechless(name: str, config: PretrainedConfig) -> None:
+    """Raise `UnknownModel` where an architecture neither reads pictures and writes, nor writes alone."""
+    kinds = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
+    if not any(type(config) in kind for kind in kinds):
+        raise UnknownModel(
+            f"{name} writes no words (it is a {config.model_type}); give a vision-language model, or a language model"
+        )
 
 
 def register(folder: Path) -> None:

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import get_args
 
 from huggingface_hub import constants, list_repo_files, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
-from mmlora import guests
+from mmlora import guests, network
+from mmlora.errors import MMLoraError
 from mmlora.guests import UNKNOWN_LICENCE
 from mmlora.problems import folder, official, parquet
 from mmlora.problems.record import Problem
@@ -129,34 +135,44 @@ def _say_licence() -> None:
 
 def _download(name: str, split: str) -> list[Path]:
     """The parquet files of a split of a data set of the hub, fetched into the hub's cache at the first call."""
-    hub = constants.ENDPOINT
     try:
         patterns = [f"{below}{split}{end}.parquet" for below in ("", "*/") for end in ("", "-*")]
         paths = parquet.find(Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns)), split)
         if not paths:
-            raise NoSplit(f"{name} on {hub} has no {split}-*.parquet, only {_on_hub(name)}")
+            raise NoSplit(f"{name} on {constants.ENDPOINT} has no {split}-*.parquet, only {_on_hub(name)}")
         return paths
-    except GatedRepoError as error:
-        raise DataError(f"{name} is gated: ask for access at {hub}/datasets/{name}, then run: hf auth login") from error
-    except RepositoryNotFoundError as error:
-        raise DataError(
+    except MMLoraError:
+        raise
+    except (
+        Exception
+    ) as error:  # among them ImportError and ValueError for a proxy, and what its two HTTP clients call theirs
+        raise DataError(_sentence(name, error)) from error
+
+
+def _sentence(name: str, error: Exception) -> str:
+    """What huggingface_hub raised, in a sentence about the data set."""
+    hub = constants.ENDPOINT
+    if isinstance(error, GatedRepoError):
+        return f"{name} is gated: {network.gated(error, f'{hub}/datasets/{name}')}"
+    if isinstance(error, RepositoryNotFoundError) and network.missing(error):
+        return (
             f"there is no folder {name} here, and {hub} has no data set of that name that you may read; "
             "ScienceQA is derek-thomas/ScienceQA"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        state = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached"
-        raise DataError(
-            f"{name} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}, and {state}; load it "
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        online = error.__cause__ if not isinstance(error.__cause__, OfflineModeIsEnabled) else None
+        why = network.reason(online, hub) if online else "HF_HUB_OFFLINE is set"
+        return (
+            f"{name} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}, and {why}; load it "
             'once with a network, set HF_ENDPOINT to a mirror, or take "minisqa"'
-        ) from error
-    except (OSError, ValueError, HTTPError) as error:
-        raise DataError(f"{name} cannot be had from {hub}: {error}") from error
+        )
+    return f"{name} cannot be had from {hub}: {network.reason(error, hub)}"
 
 
 def _on_hub(name: str) -> str:
     """The parquet files of a data set of the hub, in words."""
     try:
         found = [file for file in list_repo_files(name, repo_type="dataset") if file.endswith(".parquet")]
-    except (OSError, HTTPError):  # without a network what was fetched before may still do
+    except Exception:  # without a network, or with another fault of it, what was fetched before may still do
         return "files that cannot be listed without a network"
     return ", ".join(found) or "other kinds of files"

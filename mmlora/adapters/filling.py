@@ -1,0 +1,90 @@
+"""An adapter's tensors put where they belong, in peft's own way and with what it knows of older names: all of them or none.
+
+peft itself leaves out in silence what fits nowhere. Here every tensor of the file must find its place, and every place its
+tensor; the one exception is a copy of the base's vocabulary matrix, which peft keeps beside an adapter on it.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+from mmlora.models.base import OF_ADAPTERS
+from mmlora.models.vlm import base_model
+
+PREFIX = "base_model.model."
+NAME = "default"
+_SHAPES = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch.Size\((.*?)\).*?model is torch.Size\((.*?)\)"
+)
+#: Ways to begin an adapter that take its product off the base's weights.
+REWRITES = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
+class Misfit(Exception):
+    """Tensors that are not this model's adapter; the message says how many fit and names one that does not."""
+
+
+def own_values(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """The parameters of the base that an adapter's file would change, such as biases, with copies of their own values."""
+    base, found = dict(base_model(model).named_parameters(remove_duplicate=False)), {}
+    for name, tensor in tensors.items():
+        own = base.get(name.removeprefix(PREFIX))
+        if own is not None and not OF_ADAPTERS.search(name) and not _same(own, tensor):
+            found[id(own)] = own
+    return [(own, own.detach().clone()) for own in found.values()]
+
+
+def fill(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load the file's tensors into the adapter. Raises `Misfit`; the adapter is then to be taken off."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise Misfit(f"{name} holds numbers that are not finite")
+    needed = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    given = {name: tensor for name, tensor in tensors.items() if name in needed or not _is_copy(model, name, tensor)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = set_peft_model_state_dict(model, given, NAME)
+    except KeyError as error:  # a module that was trained whole
+        raise Misfit(f"{error.args[0]} is missing") from error
+    except RuntimeError as error:
+        if found := _SHAPES.search(str(error)):
+            name, theirs, ours = found.groups()
+            raise Misfit(f"{name} has shape {theirs}, not {ours}") from error
+        raise Misfit(" ".join(str(error).split())) from error
+    places = dict(model.named_parameters(remove_duplicate=False))
+    filled = {
+        id(place) for name, place in places.items() if name not in result.missing_keys
+    }  # tied places have two names
+    unfilled = [name for name in result.missing_keys if id(places.get(name)) not in filled]
+    missing = sorted(name for name in unfilled if OF_ADAPTERS.search(name) or name in needed)
+    unexpected = sorted(result.unexpected_keys)
+    if unexpected or missing:
+        raise Misfit("; ".join(_told(len(tensors), unexpected, missing)))
+
+
+def _told(total: int, unexpected: list[str], missing: list[str]) -> Iterator[str]:
+    if unexpected:
+        fit = f"{total - len(unexpected)} of its {total}" if len(unexpected) < total else f"none of its {total}"
+        yield f"{fit} tensors fit, {len(unexpected)} tensors are unexpected, such as {unexpected[0]}"
+    if missing:
+        yield f"{len(missing)} tensors are missing, such as {missing[0]}"
+
+
+def _is_copy(model: PeftModel, name: str, tensor: torch.Tensor) -> bool:
+    """Whether this is the base's own vocabulary matrix: whatever its name was, there is nothing to learn from it."""
+    base = base_model(model)
+    if not name.endswith(".base_layer.weight"):
+        return False
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    return any(_same(weight, tensor) for end in ends if (weight := getattr(end, "weight", None)) is not None)
+
+
+def _same(own: torch.Tensor, tensor: torch.Tensor) -> bool:
+    return own.shape == tensor.shape and torch.equal(own.detach().cpu(), tensor.to(own.dtype).cpu())
