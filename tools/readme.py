@@ -13,6 +13,7 @@ from mmlora.reporting.tables import UNMEASURED, ReportError, interval, markdown,
 README = PACKAGE.parent / "README.md"
 #: The runs that the README speaks of, whether they are recorded or not: file name in results/ → what it is.
 EXPECTED = {"one_hour_smolbridge.json": ("SmolBridge", "MiniSQA")}
+OTHERS = ("faults.json",)  # beside the runs: docs/faults.md shows it
 
 
 def readme_tables(results: str | Path = RESULTS) -> dict[str, str]:
@@ -20,7 +21,7 @@ def readme_tables(results: str | Path = RESULTS) -> dict[str, str]:
 
     An expected run without a file has a row that says so. Raises `MetricsError` for a file that is incomplete.
     """
-    found = {path.name: Metrics.load(path) for path in sorted(Path(results).glob("*.json"))}
+    found = {p.name: Metrics.load(p) for p in sorted(Path(results).glob("*.json")) if p.name not in OTHERS}
     rows = []
     for name in sorted({*EXPECTED, *found}, key=lambda name: (name not in EXPECTED, name)):
         if name in found:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -87,6 +88,7 @@ def run(faults: Iterable[Fault], together: int = 2) -> Iterator[dict]:
 def _start(job: Job, fault: Fault) -> _Child:
     job.place.mkdir(parents=True, exist_ok=True)
     (job.place / "outcome.json").unlink(missing_ok=True)
+    sys.stdout.flush()  # or else the child says it again
     pid = os.fork()
     if pid == 0:
         _in_child(job)
@@ -106,7 +108,7 @@ def _in_child(job: Job):
         os.dup2(output, 1)
         os.dup2(output, 2)
         found = _done(job)
-        for stream in (os.sys.stdout, os.sys.stderr):
+        for stream in (sys.stdout, sys.stderr):
             stream.flush()
         aside = job.place / "outcome.part"
         aside.write_text(json.dumps(found))
@@ -133,6 +135,7 @@ def _look(child: _Child) -> Outcome | None:
     pid, status = os.waitpid(child.pid, os.WNOHANG)
     passed = time.monotonic() - child.began
     if pid:
+        _end(child.pid)  # what it started and left behind
         return _outcome(child, status, passed)
     kill = child.job.kill
     if kill and child.sent is None and passed >= kill[1]:
@@ -162,8 +165,9 @@ def _outcome(child: _Child, status: int, seconds: float) -> Outcome:
 
 
 def _end(pid: int):
+    """Kill the group and take the child's status, where there is one still."""
     try:
         os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
+    except (ProcessLookupError, PermissionError, ChildProcessError):
         pass

@@ -22,6 +22,8 @@ from faulty.children import Fault, Job, Outcome
 from faulty.world import ADAPTER, HALF, Poisoned, Progress, World, end
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
+WHOLE = 10  # every so many kills one hits a whole run of ours
+DAMAGED = ("checkpoint", "cache", "adapter")
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Case:
 
 def killed(case: Case) -> Fault:
     """SIGKILL or SIGTERM at a random moment of a training, then the same call again: it goes on."""
-    whole = case.kind == "kill" and case.number % 10 == 9  # a whole run of ours now and then
+    whole = case.kind == "kill" and case.number % WHOLE == WHOLE - 1
     name = "experiment_run" if whole else "train"
     train, work = getattr(case.side, name), case.folder / "work"
     work.mkdir(parents=True)
@@ -103,7 +105,7 @@ def _first(outcome: Outcome) -> str:
 
 def damaged(case: Case) -> Fault:
     """A bit flipped or a file cut in a checkpoint, a cache or an adapter, which is then gone on from, reused or loaded."""
-    place = ("checkpoint", "cache", "adapter")[case.number % 3]
+    place = DAMAGED[case.number % len(DAMAGED)]
     work = harms.copied(case.reference.folder / place, case.folder / "work")
     folder = {"checkpoint": work / "run", "cache": work / "cache", "adapter": work / "adapter"}[place]
     if place == "checkpoint":
@@ -132,9 +134,13 @@ def _use(case: Case, place: str, work: Path, progress: Progress) -> Callable[[],
     return partial(side.keep_cache if place == "cache" else side.use_adapter, world, work)
 
 
+def hostile_places() -> list[tuple[str, Callable[[Path, Path], None]]]:
+    return [(place, harm) for place, harmful in harms.HOSTILE.items() for harm in harmful]
+
+
 def hostile(case: Case) -> Fault:
     """A pickle with code in it, or code that a folder brings: loaded as a person would load it."""
-    places = [(place, harm) for place, harmful in harms.HOSTILE.items() for harm in harmful]
+    places = hostile_places()
     place, harm = places[case.number % len(places)]
     mark, work = case.folder / "mark", case.folder / "work"
     if place == "base":

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from faulty import children, disks, together
+from faulty import children, disks, kinds, together
 from faulty.children import Fault, Job
 from faulty.harms import files_of
 from faulty.kinds import Reference
@@ -21,63 +21,81 @@ class NoReference(Exception):
     """Something fails without any fault, so nothing can be measured."""
 
 
-def made(sides: Collection[ModuleType], world: World, folder: Path, only: Collection[str]) -> dict[str, Reference]:
-    """By the side's name. Only what the kinds in `only` need."""
+#: What a place of damage, hostility or a full disk begins from.
+BY_PLACE = {
+    "checkpoint": {"train", "checkpoint"},
+    "cache": {"cache"},
+    "adapter": {"adapter file", "adapter"},
+    "base": {"base"},
+}
+ON_DISK = {**BY_PLACE, "checkpoint": {"train", "checkpoint", "cache", "adapter file"}, "adapter": {"adapter file", "older"},
+           "report": {"experiment_run", "report"}}  # fmt: skip
+
+
+def needed(kind: str, count: int) -> set[str]:
+    """What so many faults of this kind are compared with."""
+    if kind == "disk":
+        return set().union(*(ON_DISK[place] for place in disks.PLACES[:count]))
+    if kind in ("damage", "hostile"):
+        places = kinds.DAMAGED if kind == "damage" else [place for place, _ in kinds.hostile_places()]
+        return set().union(*(BY_PLACE[place] for place in places[:count]))
+    if kind == "kill":
+        return {"train", "experiment_run"} if count >= kinds.WHOLE else {"train"}
+    return {{"memory": "plain", "process": "process"}.get(kind, "train")}
+
+
+def made(sides: Collection[ModuleType], world: World, folder: Path, needs: Collection[str]) -> dict[str, Reference]:
+    """By the side's name, what is in `needs`."""
     found = {side.NAME: Reference(folder / side.NAME) for side in sides}
     for stage in (_first, _second):
-        jobs = [job for side in sides for job in stage(side, world, found[side.NAME], only)]
+        jobs = []
+        for side in sides:
+            known = found[side.NAME]
+            if stage is _second and "report" in needs:
+                shutil.copytree(known.folder / "experiment_run", known.folder / "report")
+            ways = {name: way for name, way in stage(side, world, known.folder).items() if name in needs}
+            jobs += [_job(side, known, name, way) for name, way in ways.items()]
         for _ in children.run(jobs):
             pass
     for side in sides:
         known = found[side.NAME]
-        known.ends["checkpoint"] = known.ends["train"]
+        known.ends["checkpoint"] = known.ends.get("train", "")
         known.sizes = {place: _size(known.folder, place, side.REPORT) for place in disks.PLACES}
     return found
 
 
-def _first(side: ModuleType, world: World, found: Reference, only: Collection[str]) -> list[Fault]:
+def _first(side: ModuleType, world: World, folder: Path) -> dict[str, Callable[[Path], dict]]:
+    """How each thing is made in its folder; what takes longest comes first."""
+
     def trained(work: Path, **how) -> dict:
         return side.train(world, work, Progress(work / "progress"), **how)
 
-    jobs = [
-        _job(side, found, "train", trained),
-        _job(side, found, "checkpoint", partial(trained, stop=HALF), fails=True),
-        _job(side, found, "cache", partial(side.keep_cache, world)),
-        _job(side, found, "adapter file", partial(side.save, world, seed=1), "adapter"),
-        _job(side, found, "older", partial(side.save, world, seed=disks.OLDER)),
-    ]
-    if {"kill", "disk"} & set(only):
-        run = lambda work: side.experiment_run(world, work, Progress(work / "progress"))  # noqa: E731
-        jobs.insert(0, _job(side, found, "experiment_run", run))
-    if "memory" in only:
-        jobs.append(_job(side, found, "plain", partial(trained, dropout=0.0)))
-    if "process" in only:
-        jobs.append(_job(side, found, "process", lambda work: together.reference(world.base.parent, work, side.NAME)))
-    return jobs
+    return {
+        "process": lambda work: together.reference(world.base.parent, work, side.NAME),
+        "experiment_run": lambda work: side.experiment_run(world, work, Progress(work / "progress")),
+        "train": trained,
+        "plain": partial(trained, dropout=0.0),
+        "checkpoint": partial(trained, stop=HALF),
+        "cache": partial(side.keep_cache, world),
+        "adapter file": partial(side.save, world, seed=1),
+        "older": partial(side.save, world, seed=disks.OLDER),
+    }
 
 
-def _second(side: ModuleType, world: World, found: Reference, only: Collection[str]) -> list[Fault]:
+def _second(side: ModuleType, world: World, folder: Path) -> dict[str, Callable[[Path], dict]]:
     """What takes the first ones' folders."""
-    folder = found.folder
-    jobs = [
-        _job(side, found, "adapter", partial(side.use_adapter, world)),
-        _job(side, found, "base", lambda work: side.use_base(world, world.base.parent)),
-    ]
-    if "disk" in only:
-        shutil.copytree(folder / "experiment_run", folder / "report")
-        jobs.append(
-            _job(side, found, "report", lambda work: side.report(world, work, folder / "experiment_run" / "run"))
-        )
-    return jobs
+    return {
+        "adapter": partial(side.use_adapter, world),
+        "base": lambda work: side.use_base(world, world.base.parent),
+        "report": lambda work: side.report(world, work, folder / "experiment_run" / "run"),
+    }
 
 
-def _job(
-    side: ModuleType, found: Reference, name: str, do: Callable[[Path], dict], place: str = "", fails: bool = False
-) -> Fault:
-    work = found.folder / (place or name)
+def _job(side: ModuleType, found: Reference, name: str, do: Callable[[Path], dict]) -> Fault:
+    work = found.folder / ("adapter" if name == "adapter file" else name)
     work.mkdir(parents=True, exist_ok=True)
     outcome = yield Job(partial(do, work), found.folder / "jobs" / name, limit=LIMIT)
-    if outcome.result is None and not fails:
+    if outcome.result is None and name != "checkpoint":  # which ours ends by an exception of its own
         raise NoReference(f"{side.NAME}, {name}: {outcome.where or outcome.output[-2000:]}")
     found.ends[name] = (outcome.result or {"end": ""})["end"]
     found.seconds[name] = outcome.seconds

@@ -6,12 +6,16 @@ On cards `accelerate launch` starts such processes by torchrun; on processors it
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+ERROR = re.compile(
+    r"^(\[rank\d\]: )?[\w.]+(Error|Exception|Interrupt)\b: "
+)  # the line of a traceback that says what it was
 LIMIT = 120.0  # seconds that a launch may take, its imports included
 
 
@@ -23,7 +27,8 @@ def launch(side: str, world: Path, folder: Path, *death: int) -> dict:
     paths = os.pathsep.join(map(str, (here.parents[1], here.parents[2] / "tests", here.parents[2])))
     env = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
-    return {"rc": done.returncode, "said": done.stderr[-4000:]}
+    errors = [line for line in done.stderr.splitlines() if ERROR.match(line) and "ChildFailedError" not in line]
+    return {"rc": done.returncode, "said": done.stderr[-4000:], "error": errors[0] if errors else ""}
 
 
 def reference(world: Path, folder: Path, side: str):
@@ -57,7 +62,7 @@ def one_dies(case):
     fine = second.result is not None and second.result["rc"] == 0
     if not fine:
         counted |= {verdict.CRASH, verdict.LOST}
-        tail = (second.result or {"said": second.message})["said"][-400:]
+        tail = (second.result or {"error": second.message})["error"][:400]
     elif end_of(work / "adapter") != case.reference.ends["process"]:
         counted.add(verdict.WRONG)
     if min(steps, default=saved + 1) <= saved:
