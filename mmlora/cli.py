@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import typer
 
 from mmlora.errors import MMLoraError
+from mmlora.files import refusals
 from mmlora.settings import Settings
 
 app = typer.Typer(
@@ -141,7 +142,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a Windows file of another alphabet shall not end a run at a ✓
             stream.reconfigure(errors="replace")
     try:
-        app(prog_name="mmlora")
+        with refusals(f"mmlora {' '.join(sys.argv[1:])}"):
+            app(prog_name="mmlora")
     except MMLoraError as error:
         typer.secho(f"mmlora: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(2)
+        sys.exit(error.code)

@@ -9,3 +9,5 @@ class MMLoraError(Exception):
     The command line prints that sentence and exits with 2; it shows a traceback for every other error,
     because every other error is a fault of ours.
     """
+
+    code = 2  # of the command line's exit

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from mmlora import guests
 from mmlora.errors import MMLoraError
+from mmlora.execution import Stop, Writer, execute
+from mmlora.files import FileError, refusals
 from mmlora.paths import NOTEBOOKS, new_run
 from mmlora.settings import Settings
 
@@ -29,100 +32,145 @@ class RunError(MMLoraError):
     """A run that cannot start or did not finish; the message says where its parts are."""
 
 
+class Interrupted(RunError):
+    """A run that was asked to stop; `code` is what a shell expects then."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT):
+        super().__init__(message)
+        self.code = 128 + number
+
+
 def run(settings: Settings, *, out: Path | str | None = None, resume: bool = False) -> Path:
     """Execute notebook 04 into `out` (default `runs/<date>`) and write the report; returns the folder.
 
-    Raises `RunError` when the folder is taken, has nothing to resume, a cell failed, the kernel died, or the notebooks'
-    packages are not installed.
+    Raises `RunError` when the folder is taken, has nothing to resume, a cell failed, the kernel died, the report cannot be
+    written, or the notebooks' packages are not installed; `Interrupted` after Ctrl-C or SIGTERM; `FileError` for a folder that
+    the disk refuses.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # as torchrun and accelerate tell a process
-        return _together(settings, out, resume)
+    folder = _folder(out)
     try:
-        import nbformat
-        import papermill
-        from nbclient.exceptions import DeadKernelError
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # as torchrun and accelerate tell a process
+            return _together(settings, folder, resume)
+        _check_packages()
+        _check(folder, resume)
+        executed = _executed(settings, folder, resume)
+        _finish(folder, executed)
+    except KeyboardInterrupt as stopped:
+        raise Interrupted(f"stopped. {_the_way_on(settings, folder)}") from stopped
+    return folder
+
+
+def _check_packages() -> None:
+    try:
+        import nbclient  # noqa: F401
+        import papermill  # noqa: F401
     except ImportError as error:
         raise RunError(f"{error.name} is not installed; run: python -m pip install papermill nbconvert") from error
-    from mmlora.reporting.page import html_report
 
-    folder = Path(out).resolve() if out else new_run()
-    _check(folder, resume)
+
+def _executed(settings: Settings, folder: Path, resume: bool) -> Path:
+    """Execute the notebook into the folder; returns its path there."""
+    import nbformat
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError
+
     executed = folder / NOTEBOOK
     model = settings.model if guests.guest("models", settings.model) else _there(settings.model)
     data = settings.data if guests.guest("problems", settings.data) else _there(settings.data)
     changes = replace(settings, model=model, data=data).changes()
     print(f"a run of {settings.minutes:g} minutes; its parts arrive in {folder}\n", flush=True)
-    try:
-        papermill.execute_notebook(
-            NOTEBOOKS / NOTEBOOK,
-            executed,
-            progress_bar=False,
-            kernel_name="python3",
-            parameters={"CHANGES": changes, "OUT": str(folder), "RESUME": resume},
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
-    except papermill.PapermillExecutionError as error:
-        cause = f"the run stopped in cell {error.exec_count} with {error.ename}: {error.evalue}"
-        raise RunError(f"{cause} {_the_way_on(settings, executed)}") from error
-    except DeadKernelError as error:
-        cause = "the run's kernel died, most likely because memory ran out: close other programs."
-        raise RunError(f"{cause} {_the_way_on(settings, executed)}") from error
-    nbformat.write(tidied(nbformat.read(executed, as_version=4)), executed)
-    _finish(folder, html_report(folder), executed)
-    return folder
+    on = f"The notebook so far is {executed}; when the cause is mended, go on with: {_command(settings, folder)}"
+    with refusals(folder), Stop() as stop:
+        try:
+            parameters = {"CHANGES": changes, "OUT": str(folder), "RESUME": resume}
+            done = execute(NOTEBOOKS / NOTEBOOK, executed, parameters, stop, sys.stdout, sys.stderr)
+        except Exception as error:
+            if stop.asked is not None:
+                raise Interrupted(f"stopped. {_the_way_on(settings, folder)}", stop.asked) from error
+            if isinstance(error, PapermillExecutionError):
+                cause = f"the run stopped in cell {error.exec_count} with {error.ename}: {error.evalue}"
+                raise RunError(f"{cause} {on}") from error
+            if isinstance(error, DeadKernelError):
+                cause = "the run's kernel died, most likely because memory ran out: close other programs."
+                raise RunError(f"{cause} {on}") from error
+            raise
+    Writer().write(nbformat.writes(tidied(done)), str(executed))
+    return executed
 
 
-def _the_way_on(settings: Settings, executed: Path) -> str:
+def _command(settings: Settings, folder: Path) -> str:
     quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    command = quoted(["python", "-m", *shlex.split(settings.command()), "--out", str(executed.parent), "--resume"])
-    return f"The notebook so far is {executed}; when the cause is mended, go on with: {command}"
+    return quoted(["python", "-m", *shlex.split(settings.command()), "--out", str(folder), "--resume"])
 
 
-def _together(settings: Settings, out: Path | str | None, resume: bool) -> Path:
+def _the_way_on(settings: Settings, folder: Path) -> str:
+    return f"What was done is kept in {folder}; go on with: {_command(settings, folder)}"
+
+
+def _folder(out: Path | str | None) -> Path:
+    """The whole path of a run's folder; raises `RunError` for a name that a notebook cannot hold."""
+    folder = Path(out).expanduser() if out else new_run()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"the folder's name {str(folder)!r} is no UTF-8; choose another") from error
+    with refusals(folder):
+        return folder.resolve()
+
+
+def _together(settings: Settings, folder: Path, resume: bool) -> Path:
     """The same run by several processes, which `accelerate launch` started: without the notebook, which is one's alone."""
     from mmlora.experiment import Experiment
     from mmlora.models import processes
-    from mmlora.reporting.page import html_report
 
-    folder = Path(processes.said(str(Path(out).resolve() if out else new_run())))
+    folder = Path(processes.said(str(folder)))
     if processes.first():
         _check(folder, resume)
         print(f"a run of {settings.minutes:g} minutes by {processes.count()} processes, into {folder}\n", flush=True)
     processes.wait()
     Experiment(settings, folder, resume=resume).run()
     if processes.first():
-        _finish(folder, html_report(folder))
+        _finish(folder)
     processes.leave()
     return folder
 
 
 def _there(name: str) -> str:
     """The whole path of what lies here, for the notebook runs elsewhere; any other name as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
+    place = Path(name).expanduser()
+    return str(place.resolve()) if os.path.exists(place) else name  # which no name is too long for
 
 
-def _finish(folder: Path, report: Path, executed: Path | None = None) -> None:
-    """Remove what can be made anew, and say where the rest is."""
+def _finish(folder: Path, executed: Path | None = None) -> None:
+    """Remove what can be made anew, write the report, and say where everything is."""
+    from mmlora.reporting.page import html_report
     from mmlora.reporting.tables import headline
 
     shutil.rmtree(folder / "cache", ignore_errors=True)  # hundreds of megabytes that can be made anew in minutes
-    notebook = f"notebook  {executed}\n" if executed else ""
-    print(
-        f"\n{headline(folder)}\n\n{notebook}report    {report}\nmetrics   {folder / 'metrics.json'}\n"
-        f"adapter   {folder / 'adapter'}"
-    )
+    notebook = f"notebook  {executed}\n" if executed and executed.is_file() else ""
+    print(f"\n{headline(folder)}\n\n{notebook}metrics   {folder / 'metrics.json'}\nadapter   {folder / 'adapter'}")
+    try:
+        print(f"report    {html_report(folder)}")
+    except FileError as error:
+        again = f"from mmlora.reporting.page import html_report; html_report({str(folder)!r})"
+        command = shlex.join([sys.executable, "-c", again])
+        raise RunError(f"the report is missing, and nothing else: {error}. Then write it with: {command}") from error
 
 
 def _check(folder: Path, resume: bool) -> None:
-    """Raise `RunError` for a folder that cannot be a run's; make it where it is not there."""
+    """Raise `RunError` for a folder that cannot be a run's, `FileError` where it cannot be had; make it where it is not there."""
+    with refusals(folder):
+        _check_content(folder, resume)
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _check_content(folder: Path, resume: bool) -> None:
     if resume and not folder.is_dir():
         raise RunError(f"{folder} does not exist, so there is nothing to resume; leave --resume out to start there")
     if folder.is_file():
         raise RunError(f"{folder} is a file; name a folder for the run")
     if not resume and folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder, or go on with the run in it: --resume")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def tidied(notebook: NotebookNode) -> NotebookNode:

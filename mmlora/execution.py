@@ -1,0 +1,146 @@
+"""A notebook executed by papermill: signals reach its kernel, and its file is whole or as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mmlora.files import FileError, refusals, write_whole
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+#: Ctrl-C, what a machine gets that is taken away, and what a terminal sends that is closed; Windows has no third.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+GRACE = 60.0  # seconds in which an interrupted cell may keep what it has; then its kernel is ended
+
+
+class Stopped(Exception):
+    """Ends a notebook between two cells."""
+
+
+class Stop:
+    """While inside, the first signal interrupts the kernel's cell, and no other cell begins; later ones change nothing."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None  # the signal that came
+        self.kernel: Any = None  # its manager, once there is one
+        self.before: dict[int, Any] = {}
+        self.end = threading.Timer(GRACE, self._end)
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():  # no other may choose
+            for number in SIGNALS:
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):  # nohup ignores the third
+                    self.before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self.before.items():
+            signal.signal(number, before)
+        self.end.cancel()
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        if self.asked is not None:
+            return
+        self.asked = number
+        with suppress(OSError):
+            os.write(2, b"\nstopping; what was learned is being kept\n")  # print may be what was interrupted
+        self.end.daemon = True
+        self.end.start()
+        if process := self._process():
+            if os.name == "nt":
+                from jupyter_client.win_interrupt import send_interrupt
+
+                send_interrupt(process.win32_interrupt_event)
+            else:
+                process.send_signal(signal.SIGINT)
+
+    def _process(self) -> Any:
+        return getattr(getattr(self.kernel, "provisioner", None), "process", None)
+
+    def _end(self) -> None:
+        if process := self._process():
+            process.kill()
+
+    def between_cells(self, **_: Any) -> None:
+        """nbclient's hook: raises `Stopped` where no other cell may begin."""
+        if self.asked is not None:
+            raise Stopped
+
+    def manager(self) -> type:
+        """nbclient's class of kernel managers, whose one instance a signal then finds."""
+        from jupyter_client.manager import AsyncKernelManager
+
+        class Manager(AsyncKernelManager):
+            def __init__(manager, **named: Any) -> None:
+                super().__init__(**named)
+                self.kernel = manager
+
+        return Manager
+
+
+class Screen:
+    """A stream that a full disk or a closed pipe at its other end does not turn into the end of a run."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+
+class Writer:
+    """papermill's handler for one file: whole or as it was. What the disk refuses is said once and ends nothing."""
+
+    def __init__(self) -> None:
+        self.refused: FileError | None = None  # by the last try
+
+    def write(self, content: str, path: str) -> None:
+        try:
+            with refusals(path):
+                write_whole(Path(path), content)
+            self.refused = None
+        except FileError as error:
+            if self.refused is None:
+                print(f"the executed notebook is not written: {error}; the run goes on", flush=True)
+            self.refused = error
+
+    def pretty_path(self, path: str) -> str:
+        return path
+
+
+def execute(
+    notebook: Path, executed: Path, parameters: dict[str, Any], stop: Stop, out: TextIO, err: TextIO
+) -> NotebookNode:
+    """The notebook with its outputs, written to `executed` on the way. Raises what papermill and nbclient raise, or `Stopped`."""
+    import papermill
+    from papermill.iorw import papermill_io
+
+    papermill_io.register(str(executed), Writer())
+    return papermill.execute_notebook(
+        _literal(notebook),
+        _literal(executed),
+        progress_bar=False,
+        kernel_name="python3",
+        parameters=parameters,
+        stdout_file=Screen(out),
+        stderr_file=Screen(err),
+        on_cell_start=stop.between_cells,
+        kernel_manager_class=stop.manager(),
+    )
+
+
+def _literal(path: Path) -> str:
+    """The path as papermill leaves it: it takes braces for the names of parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
