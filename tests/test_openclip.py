@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from types import SimpleNamespace
 
@@ -416,3 +417,33 @@ def test_the_published_towers_meet_in_open_clip_and_are_saved_by_it(tmp_path):
         assert torch.equal(
             load(str(tmp_path / "moved")).model.encode_text(again.tokenizer(["a drawing of a dog"])), words[0]
         )
+
+
+def test_texts_longer_than_the_text_tower_reads_are_named(tiny):
+    long = "a drawing of " + "a very " * 20 + "old ship"
+    with pytest.warns(UserWarning, match=r"2 of 3 texts are longer than the 16 tokens .* such as 'a drawing of a very"):
+        found = scores.text_features(tiny, ["a dog", long, long + " at sea"])
+    assert torch.equal(found[1], found[2]), "which is why it is said"
+    with pytest.warns(UserWarning, match="1 of 2 texts"):
+        problem = Problem("1", "What?", ("a dog", long), 0, Image.new("RGB", (32, 32), "red"))
+        scores.choose(tiny, [problem])
+    fourteen = " ".join(["a"] * 14)  # with a start and an end token, sixteen
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores.text_features(tiny, [fourteen, "a dog"])
+    with pytest.warns(UserWarning, match="1 of 1 texts"):
+        scores.text_features(tiny, [fourteen + " a"])
+    with pytest.raises(ClipError, match="cannot be written as UTF-8"):
+        scores.text_features(tiny, ["a \ud83d dog"])
+
+
+def test_tied_scores_are_no_answer(tiny):
+    same = torch.ones(3, 4)
+    assert scores.top(same, same, torch.arange(3)).correct == 0
+    assert scores.top(torch.full((3, 4), torch.nan), same, torch.arange(3)).correct == 0
+    assert scores.top(same, same, torch.arange(3), k=3).correct == 3
+    long = "a very " * 20
+    problem = Problem("1", "What?", (long + "old ship", long + "new ship"), 0, Image.new("RGB", (32, 32), "red"))
+    with pytest.warns(UserWarning, match="2 of 2 texts"):
+        found = scores.choose(tiny, [problem])[0]
+    assert (found.choice, found.correct, found.text) == (None, False, "") and found.scores[0] == found.scores[1]

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from tokenizers import AddedToken
 
-STANDS_IN = "\ue000somebody's text\ue001"
+STANDS_IN = "\ue000\ue001\ue000"  # no letters, which a template could write in other cases
 
 
 class Marks:

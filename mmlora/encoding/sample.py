@@ -25,6 +25,9 @@ from mmlora.problems.pictures import rgb
 #: What tells the model's own words from the prompt, where an architecture asks (PaliGemma reads a prompt both ways).
 SAID = {"token_type_ids": 1}
 
+#: What Pillow raises for a broken file, and what comes of something that is no picture.
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, Image.DecompressionBombError)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -177,7 +180,7 @@ def readable(id: str, picture: Image.Image, read: Callable[[Image.Image], Any] =
     """What `read` makes of the picture. Raises `EncodingError` where it cannot be read."""
     try:
         return read(picture)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for a broken file
+    except BROKEN as error:
         raise EncodingError(
             f"problem {id}: its picture cannot be read ({error}); replace the picture or leave the problem out"
         ) from error

@@ -46,7 +46,7 @@ class Clip(NamedTuple):
 
     model: nn.Module
     preprocess: Callable[[Image.Image], torch.Tensor]
-    tokenizer: Callable[[list[str]], torch.Tensor]
+    tokenizer: Callable[..., torch.Tensor]
 
 
 def configuration(text: str | Path) -> dict:

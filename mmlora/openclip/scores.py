@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +12,7 @@ from PIL import ImageOps
 from tqdm.auto import tqdm
 
 from mmlora.evaluation.scores import Prediction, Share
-from mmlora.openclip.assemble import Clip
+from mmlora.openclip.assemble import Clip, ClipError
 from mmlora.problems.record import Problem
 
 BATCH = 64  # pictures or texts at a time
@@ -32,12 +34,48 @@ def both_ways(clip: Clip, images: Sequence) -> torch.Tensor:
     return torch.nn.functional.normalize(found, dim=-1)
 
 
-@torch.inference_mode()
 def text_features(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
-    """Texts → (texts, width), float32, of length one."""
+    """Texts → (texts, width), float32, of length one. Warns where the text tower reads some of them not to their end."""
+    return _features(clip, words(clip, texts))
+
+
+@torch.inference_mode()
+def _features(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
     clip.model.eval()
-    parts = [list(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
-    return torch.cat([clip.model.encode_text(clip.tokenizer(part), normalize=True) for part in parts]).clone()
+    return torch.cat([clip.model.encode_text(part, normalize=True) for part in tokens.split(BATCH)]).clone()
+
+
+def words(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
+    """Texts → tokens, int64 (texts, context), as open_clip's tokenizer writes them; warns where it cuts some at its context.
+
+    Raises `ClipError` for a text that cannot be written as UTF-8.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ClipError(f"the text {text[:60]!r} cannot be written as UTF-8 ({error.reason}); mend it") from error
+    tokens = clip.tokenizer(list(texts))
+    cut = [text for text, whole in zip(texts, _whole(clip, texts, tokens)) if not whole]
+    if cut:
+        warnings.warn(
+            f"{len(cut)} of {len(texts)} texts are longer than the {tokens.shape[1]} tokens that the text tower reads and are "
+            f"cut there, such as {cut[0][:80]!r}; shorten them",
+            stacklevel=3,
+        )
+    return tokens
+
+
+def _whole(clip: Clip, texts: Sequence[str], tokens: torch.Tensor) -> list[bool]:
+    """Whether these are all tokens of each text: one place more has padding in it and changes nothing before."""
+    context = tokens.shape[1]
+    padding = clip.tokenizer([""])[0, -1]
+    whole = [bool(row[-1] == padding) for row in tokens]
+    if full := [i for i, found in enumerate(whole) if not found]:
+        more = clip.tokenizer([texts[i] for i in full], context_length=context + 1)
+        for i, row in zip(full, more):
+            whole[i] = bool((row[:context] == tokens[i]).all() and row[-1] == padding)
+    return whole
 
 
 def name_features(clip: Clip, names: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
@@ -47,9 +85,13 @@ def name_features(clip: Clip, names: Sequence[str], prompts: Sequence[str]) -> t
 
 
 def top(pictures: torch.Tensor, names: torch.Tensor, right: torch.Tensor, k: int = 1) -> Share:
-    """How many pictures (n, width) have their `right` name (n,) among their `k` nearest of `names` (m, width)."""
-    nearest = (pictures @ names.T).topk(k, dim=1).indices
-    return Share(int((nearest == right[:, None]).any(1).sum()), len(right))
+    """How many pictures (n, width) have their `right` name (n,) among their `k` nearest of `names` (m, width).
+
+    Names that are exactly as near as the right one, or that have no finite score, count as nearer: a tie is no answer.
+    """
+    scores = pictures @ names.T
+    rivals = ~(scores < scores.gather(1, right[:, None]))  # those as near, the right one itself, and what is no number
+    return Share(int((rivals.sum(1) <= k).sum()), len(right))
 
 
 def among(pictures: torch.Tensor, names: torch.Tensor, count: int = 20) -> Share:
@@ -95,14 +137,17 @@ def retrieval(pictures: torch.Tensor, texts: torch.Tensor) -> Retrieval:
 def choose(clip: Clip, problems: Sequence[Problem], prompt: str = "{}") -> list[Prediction]:
     """The choice whose words lie nearest to the picture, for each problem that has one; the question is not read.
 
-    A yardstick: what a picture's likeness to the words gives away without understanding what was asked.
+    A yardstick: what a picture's likeness to the words gives away without understanding what was asked. None where the nearest
+    ones tie or a score is not finite. Warns where choices are longer than the text tower reads.
     """
     seen = [problem for problem in problems if problem.image is not None]
     pictures, found = image_features(clip, [problem.image for problem in seen]), []
-    for problem, picture in zip(seen, pictures):
-        scores = text_features(clip, [prompt.format(choice) for choice in problem.choices]) @ picture
-        choice = int(scores.argmax())
-        found.append(
-            Prediction(problem.id, choice, choice == problem.answer, problem.choices[choice], tuple(scores.tolist()))
-        )
+    texts = words(clip, [prompt.format(choice) for problem in seen for choice in problem.choices])
+    for problem, picture, tokens in zip(seen, pictures, texts.split([len(problem.choices) for problem in seen])):
+        scores = (_features(clip, tokens) @ picture).tolist()
+        best = max(scores)
+        alone = all(map(math.isfinite, scores)) and scores.count(best) == 1
+        choice = scores.index(best) if alone else None
+        text = "" if choice is None else problem.choices[choice]
+        found.append(Prediction(problem.id, choice, choice == problem.answer, text, tuple(scores)))
     return found

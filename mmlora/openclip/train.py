@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from mmlora.openclip.assemble import Clip, assembled
 from mmlora.openclip.drawings import TEST, TRAIN, drawings, kept_out
+from mmlora.openclip.scores import words
 from mmlora.openclip.tower import folded
 
 PROMPTS = ("{}", "a drawing of {}", "an icon of {}", "a picture of a {}", "a cartoon of a {}")
@@ -71,7 +72,7 @@ def sentence_features(clip: Clip, names: Sequence[str], prompts: Sequence[str] =
     """Names → (prompts, names, width) below the text's projection."""
     text, found = clip.model.text.eval(), []
     for prompt in prompts:
-        ids = clip.tokenizer([prompt.format(name) for name in names])
+        ids = words(clip, [prompt.format(name) for name in names])
         mask = (ids != text.config.pad_token_id).long()
         for part, seen in zip(ids.split(128), mask.split(128)):
             found.append(text.pooler(text.transformer(input_ids=part, attention_mask=seen), seen))

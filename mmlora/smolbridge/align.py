@@ -27,6 +27,7 @@ from mmlora.training.order import schedule
 
 BASIS = 1000  # pictures that settle the cells' principal components: 64,000 cells
 View = tuple[torch.Tensor, torch.Tensor | None]  # cells (pictures, cells, cell_size) and the glance
+AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}  # a mark of the tokenizer in a caption is text
 SILENCE = "\n"  # what the visual tokens after a caption's end say
 
 
@@ -111,7 +112,7 @@ def spell(tokenizer: Any, captions: list[str]) -> tuple[torch.Tensor, torch.Tens
 
     A spelled caption is a row of int64 (captions, longest) of places in the dictionary, silence at its end.
     """
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in captions]
+    rows = [tokenizer(text, **AS_TEXT)["input_ids"] for text in captions]
     silence, longest = tokenizer(SILENCE, add_special_tokens=False)["input_ids"], max(map(len, rows))
     full = torch.tensor([row + silence * (longest - len(row)) for row in rows])
     return full.unique(return_inverse=True)

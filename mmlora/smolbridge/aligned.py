@@ -14,10 +14,12 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import nn
 
+from mmlora.encoding.naming import naming
+from mmlora.encoding.sample import readable
 from mmlora.models.connector import Captioned
 from mmlora.models.vlm import VLM, base_model
 from mmlora.problems.pictures import rgb
-from mmlora.smolbridge.align import ReadSettings, fitting, look, read, spell
+from mmlora.smolbridge.align import AS_TEXT, ReadSettings, fitting, look, read, spell
 from mmlora.smolbridge.assemble import packed, sizes, unpacked
 from mmlora.smolbridge.connector import Connector
 
@@ -35,9 +37,13 @@ def learn_to_read(
     """The tensors of a connector that learned to read these pictures, and a record of how.
 
     `captioned` are looked at once, then `further` ones as long as the minutes allow, or slightly altered copies where there
-    are none. Words that no caption has cannot be said afterwards. `seed` decides the start and the order of reading.
+    are none. Words that no caption has cannot be said afterwards. `seed` decides the start and the order of reading. Raises
+    `EncodingError`, with the caption, for one that cannot be written as tokens and for a picture that cannot be read.
     """
     began, texts = perf_counter(), list[str]()
+    for _, text in captioned:
+        with naming(_called(text), text):
+            text.encode()
     held = round(HELD_OUT * len(captioned))
 
     def pictures() -> Iterator[Image.Image]:
@@ -45,7 +51,7 @@ def learn_to_read(
             if len(texts) >= len(captioned) and perf_counter() - began > 60 * LOOKING * minutes:
                 return
             texts.append(text)
-            yield image
+            yield readable(_called(text), image)
 
     seen = look(vlm, pictures(), work / "seen.f16")
     looked = perf_counter() - began
@@ -68,9 +74,14 @@ def learn_to_read(
     return packed(connector.state_dict()), record
 
 
+def _called(caption: str) -> str:
+    """What a captioned picture is called in an error."""
+    return f"with the caption {caption[:40]!r}"
+
+
 def _bounded(tokenizer: Any, texts: list[str]) -> list[str]:
     """Captions as inside a sentence, the first `LONGEST` tokens of each: every further one costs all pictures a visual token."""
-    rows = tokenizer([f" {text.strip()}" for text in texts], add_special_tokens=False)["input_ids"]
+    rows = tokenizer([f" {text.strip()}" for text in texts], **AS_TEXT)["input_ids"]
     if long := sum(len(row) > LONGEST for row in rows):
         print(f"{long} of {len(rows)} captions are longer than {LONGEST} tokens; the connector reads them up to there")
     return tokenizer.batch_decode([row[:LONGEST] for row in rows])

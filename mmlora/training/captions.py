@@ -31,13 +31,17 @@ def learn_to_read(
     """The connector's tensors after so many minutes with these pictures, and a record of how they were learned.
 
     `further` pictures are not looked at: each one would take a pass of the whole model. The weights learn in float32 and come
-    back in the model's own numbers. Raises `TowerError` for a model without a connector, or with one in four bits.
+    back in the model's own numbers. Raises `TowerError` for a model without a connector, or with one in four bits, and
+    `EncodingError`, with the caption, for what cannot be encoded.
     """
     model = base_model(vlm.model)
     own = model.dtype
     connector = learning_connector(model)
     published = {name: parameter.detach().to(own, copy=True) for name, parameter in connector.items()}
-    lessons = [Conversation(f"caption {i}", ASKED, (image,), text) for i, (image, text) in enumerate(captioned)]
+    lessons = [
+        Conversation(f"with the caption {text[:40]!r} ({i})", ASKED, (image,), text)
+        for i, (image, text) in enumerate(captioned)
+    ]
     try:
         with TemporaryDirectory(dir=work) as folder:
             settings = TrainSettings(minutes=minutes, learning_rate=RATE, seed=seed)
