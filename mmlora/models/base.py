@@ -80,13 +80,15 @@ def stored_as(model: nn.Module) -> str:
     return "nf4" if getattr(inner, "is_loaded_in_4bit", False) else str(held).removeprefix("torch.")
 
 
+def own_name(name: str) -> str:
+    """What the base calls a parameter that an adapter has wrapped."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
 def _values_hash(model: nn.Module, beside: Container[str]) -> str:
     """All names and shapes, and 64 values of each tensor as bfloat16, under any adapter."""
     digest = hashlib.sha256()
-    named = (
-        (n.removeprefix("base_model.model."), p) for n, p in model.named_parameters() if not OF_ADAPTERS.search(f".{n}")
-    )
-    named = ((n.replace(".base_layer.", ".").replace(".original_module.", "."), p) for n, p in named)
+    named = ((own_name(n), p) for n, p in model.named_parameters() if not OF_ADAPTERS.search(f".{n}"))
     for name, parameter in sorted((n, p) for n, p in named if n not in beside):
         values = parameter.detach().flatten()
         values = values[:: max(1, values.numel() // 64)][:64].to(torch.bfloat16).view(torch.int16)
