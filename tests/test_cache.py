@@ -26,6 +26,8 @@ from mmlora.models import vlm as models
 from mmlora.models.resolution import set_side
 from mmlora.models.vlm import load_base
 from mmlora.problems import pictures
+from mmlora.training.fit import fit
+from mmlora.training.settings import TrainSettings
 
 ALL = list(range(len(tinyvlm.PROBLEMS)))
 LESSONS = [taught(problem, "explanation_answer") for problem in tinyvlm.PROBLEMS]
@@ -98,6 +100,35 @@ def test_cached_and_plain_losses_and_gradients_agree(samples, adapted, tmp_path,
         assert same_tokens == tokens and ours == pytest.approx(plain, rel=2e-3)
         assert torch.cosine_similarity(direction, ours_direction, dim=0) > 0.999
         assert ours_direction.norm() == pytest.approx(direction.norm().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("from_cache", [False, True])
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable. is deprecated")
+def test_layers_that_are_computed_again_give_the_same_gradients(
+    samples, adapted, tmp_path, capsys, from_cache, reentrant
+):
+    """Backward computes them again, with the attention of forward, and from the states that were kept."""
+    found = []
+    for name in ("kept", "again"):
+        model = adapted()
+        source = PrefixCache.build(model, samples, tmp_path / "cache") if from_cache else samples
+        if name == "again":
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        log = fit(model, source, TrainSettings(steps=2, batch_size=2, fused=False), tmp_path / name)
+        found.append(
+            [(r["loss"], r["gradient_norm"]) for r in log.records] + [p.sum().item() for p in model.parameters()]
+        )
+    assert found[0] == found[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable. is deprecated")
+def test_fused_layers_step_aside_for_layers_that_are_computed_again(samples, adapted, tmp_path, capsys):
+    model = adapted()
+    model.gradient_checkpointing_enable()
+    fit(model, samples, TrainSettings(steps=1, batch_size=2), tmp_path)
+    said = capsys.readouterr()
+    assert "takes the plain path, which is slower: its activations are recomputed" in said.out + said.err
 
 
 def test_each_sample_gets_its_own_states(samples, adapted, tmp_path):
@@ -240,6 +271,34 @@ def test_a_damaged_cache_is_built_anew(samples, adapted, tmp_path, fills, capsys
     again = PrefixCache.build(model, samples, tmp_path / "cache")
     assert len(fills) == 2 and "is damaged" in capsys.readouterr().out
     assert np.array_equal(again.hidden, whole)
+
+
+@pytest.mark.parametrize("name", cache.FILES)
+def test_one_changed_bit_is_noticed(samples, adapted, tmp_path, fills, capsys, name):
+    model = adapted()
+    cached = PrefixCache.build(model, samples, tmp_path / "cache")
+    whole, file = cached.hidden.copy(), tmp_path / "cache" / name
+    content = bytearray(file.read_bytes())
+    for place in (len(content) // 3, len(content) - 2):  # within what is said and within what is kept
+        harmed = content.copy()
+        harmed[place] ^= 4
+        file.write_bytes(harmed)
+        again = PrefixCache.build(model, samples, tmp_path / "cache")
+        assert "is damaged (" in capsys.readouterr().out and np.array_equal(again.hidden, whole)
+    assert len(fills) == 3
+
+
+def test_a_bit_that_changes_before_it_is_read_is_no_lesson(samples, adapted, tmp_path):
+    model = adapted()
+    cached = PrefixCache.build(model, samples, tmp_path / "cache")
+    content = bytearray(cached.file.read_bytes())
+    content[-2] ^= 4
+    cached.file.write_bytes(content)
+    cached.states([0])
+    with pytest.raises(
+        CacheError, match=f"hidden is not what was written, at sample {samples.ids[-1]}: remove .*cache and"
+    ):
+        cached.states(ALL)
 
 
 def test_other_numbers_build_it_anew_and_are_no_other_data(samples, adapted, tmp_path, fills, numbers):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 
 import families
@@ -10,11 +12,12 @@ import pytest
 import torch
 from tinyvlm import picture
 
-from mmlora import experiment, load_vlm
+from mmlora import experiment, load_vlm, outcome
 from mmlora.adapters.lora import AdapterError
 from mmlora.encoding.prompts import target_text
 from mmlora.evaluation.answering import evaluate
 from mmlora.experiment import Experiment
+from mmlora.files import FileError
 from mmlora.problems.load import load_problems
 from mmlora.reporting.page import html_report
 from mmlora.reporting.record import Metrics
@@ -253,6 +256,119 @@ def test_what_breaks_off_is_no_base_for_baselines(model, own_folder, tmp_path, m
     assert run.budget.spent["train"] == pytest.approx(run.log.seconds / 60, abs=0.01), "counted once"
     with pytest.raises(TrainingError, match="no baselines to compare with; go on with this run in a new Experiment"):
         run.score()
+
+
+def stopped_after(run, steps, monkeypatch):
+    """`run.fit()`, interrupted after so many steps as from a notebook's stop button."""
+    original = experiment.fit
+
+    def press(record):
+        if record["step"] == steps:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(experiment, "fit", lambda *given, **named: original(*given, **named, on_step=press))
+        run.fit()
+
+
+def test_an_interrupted_training_cell_goes_on_when_it_is_run_again(model, own_folder, tmp_path, monkeypatch, capsys):
+    runs = [begin(model, own_folder, tmp_path / name, method="likelihood") for name in ("whole", "interrupted")]
+    for run in runs:
+        for step in (run.load_problems, run.load_model, run.baselines, run.attach, run.cache):
+            step()
+    whole, run = runs
+    whole.fit()
+    stopped_after(run, 2, monkeypatch)
+    assert "call fit() again to go on, or score() to see what was learned so far" in capsys.readouterr().out
+    partly = run.score()
+    assert "what is scored was learned until step 2" in capsys.readouterr().out
+    assert partly.samples_seen == 16 and Metrics.load(tmp_path / "interrupted" / "metrics.json").samples_seen == 16
+    log = run.fit()
+    assert "training goes on where it was interrupted; to begin it anew, call attach()" in capsys.readouterr().out
+    assert [record["step"] for record in log.records] == [1, 2, 3, 4] and torch.equal(adapter(run), adapter(whole))
+    assert run.score().samples_seen == 32 and "interrupted" not in capsys.readouterr().out
+    assert not list((tmp_path / "interrupted").glob("training-*"))
+
+
+def test_an_interrupted_training_begins_anew_with_a_fresh_adapter(model, own_folder, tmp_path, monkeypatch):
+    run = begin(model, own_folder, tmp_path)
+    for step in (run.load_problems, run.load_model, run.attach, run.cache):
+        step()
+    stopped_after(run, 1, monkeypatch)
+    run.settings = Settings(**{**run.settings.to_dict(), "learning_rate": 1e-3, "targets": run.settings.targets,
+                               "towers": run.settings.towers})  # fmt: skip
+    with pytest.raises(checkpoint.CheckpointError, match="made with learning_rate"):
+        run.fit()
+    run.attach()
+    assert [record["step"] for record in run.fit().records] == [1, 2, 3, 4]
+    assert [p.name for p in tmp_path.glob("training-*")] == ["training-1"]
+
+
+def test_an_interrupted_cache_can_be_filled_again(model, own_folder, tmp_path, monkeypatch):
+    from mmlora.encoding import prefix
+
+    run, original, calls = begin(model, own_folder, tmp_path), prefix.lower, []
+    for step in (run.load_problems, run.load_model, run.attach):
+        step()
+
+    def press(*given):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    monkeypatch.setattr(prefix, "lower", press)
+    with pytest.raises(KeyboardInterrupt):
+        run.cache()
+    assert not list(tmp_path.glob("cache*"))
+    run.cache()
+    assert run.samples.boundary and run.fit().samples_seen == 32
+
+
+def test_what_the_disk_refuses_costs_no_other_file(model, own_folder, tmp_path, capsys):
+    run = begin(model, own_folder, tmp_path, method="likelihood")
+    for step in (run.load_problems, run.load_model, run.baselines, run.attach, run.cache, run.fit):
+        step()
+    (tmp_path / "metrics.json").mkdir()  # no file can be written there
+    (tmp_path / "adapter").write_text("in the way")
+    with pytest.raises(
+        FileError, match="metrics.json could not be written: .*metrics.json cannot be used .*newest checkpoint"
+    ):
+        run.score()
+    assert (tmp_path / "predictions.jsonl").is_file() and (tmp_path / "examples.jsonl").is_file()
+    assert load_vlm(tmp_path / "adapter").model.peft_config
+    (tmp_path / "metrics.json").rmdir()
+    assert run.score().n_test == Metrics.load(tmp_path / "metrics.json").n_test
+    assert not [p.name for p in tmp_path.iterdir() if p.name.endswith(".part") or p.name.startswith(".")]
+
+
+def test_a_full_disk_is_relieved_of_the_cache_before_anything_is_missing(
+    model, own_folder, tmp_path, capsys, monkeypatch
+):
+    run = begin(model, own_folder, tmp_path, method="likelihood")
+    for step in (run.load_problems, run.load_model, run.baselines, run.attach, run.cache, run.fit):
+        step()
+    original = outcome.save_adapter
+
+    def full(*given, **named):
+        if (tmp_path / "cache").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*given, **named)
+
+    monkeypatch.setattr(outcome, "save_adapter", full)
+    run.score()
+    assert "the prefix cache is removed to make room" in capsys.readouterr().out
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(model, own_folder, tmp_path):
+    (tmp_path / "file").touch()
+    for folder, reason in (
+        (tmp_path / "file" / "run", "Not a directory"),
+        (tmp_path / ("n" * 300), "File name too long"),
+    ):
+        with pytest.raises(FileError, match=reason):
+            begin(model, own_folder, folder)
 
 
 def test_what_the_settings_ask_for_is_what_is_trained(model, own_folder, tmp_path):

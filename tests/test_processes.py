@@ -71,6 +71,7 @@ def test_a_run_of_two_goes_on_bit_for_bit_and_with_one_says_what_changes(tmp_pat
 def test_a_process_that_dies_ends_the_run_and_its_last_checkpoint_is_whole(tmp_path):
     done = launch("dies", tmp_path)
     assert done.returncode != 0 and not list(tmp_path.glob("dies-*.json"))
+    assert "mmlora: ProcessLost: another process of this run has ended" in done.stderr and "--resume" in done.stderr
     assert checkpoint.newest(tmp_path / "dies").state["step"] in (3, 4)
     first, second, _ = together_do("goes_on", tmp_path)
     assert len(first) == 12 and first == second

@@ -164,6 +164,41 @@ def test_out_of_memory_halves_the_forward_pass_and_not_the_step(tmp_path, capsys
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate"
+        ),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=["python", "Windows", "C++"],
+)
+def test_every_allocators_words_for_no_memory_halve_the_forward_pass(tmp_path, capsys, error):
+    class Refused(tiny.Tokens):
+        def loss(self, model, indices):
+            if len(indices) > 4:
+                raise error
+            return super().loss(model, indices)
+
+    assert fit(tiny.adapted(), Refused(), QUICK, tmp_path).samples_seen == QUICK.steps * QUICK.batch_size
+    said = capsys.readouterr()
+    assert "out of memory: from now on 4 samples a forward pass" in said.out + said.err
+
+
+def test_a_loss_without_a_gradient_is_named(tmp_path):
+    class Cut(tiny.Tokens):
+        def loss(self, model, indices):
+            total, tokens = super().loss(model, indices)
+            return total.detach(), tokens
+
+    with pytest.raises(
+        TrainingError, match="the samples sample-.* depends on nothing that trains; .*'use_reentrant': False"
+    ):
+        fit(tiny.adapted(), Cut(), QUICK, tmp_path)
+
+
 def test_a_sample_that_never_fits_ends_the_run_with_its_name(tmp_path):
     source = Large()
     source.room = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from mmlora.adapters.files import save_adapter
 from mmlora.encoding.prefix import PrefixCache
 from mmlora.encoding.prompts import taught
 from mmlora.encoding.samples import Samples
+from mmlora.errors import MMLoraError
 from mmlora.evaluation.answering import evaluate
 from mmlora.models import processes
 from mmlora.models.vlm import decoder_layers, load_base
@@ -58,9 +60,12 @@ def dies(folder: Path) -> None:
 
     def stop(record):
         if record["step"] == 4 and processes.index() == processes.count() - 1:
-            os._exit(9)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    fit(plain_model(), tiny.Tokens(), tiny.SETTINGS, folder / "dies", on_step=stop)
+    try:
+        fit(plain_model(), tiny.Tokens(), tiny.SETTINGS, folder / "dies", on_step=stop)
+    except MMLoraError as error:  # as the command line says it
+        sys.exit(f"mmlora: {type(error).__name__}: {error}")
 
 
 def goes_on(folder: Path) -> list[float]:

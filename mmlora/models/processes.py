@@ -6,8 +6,8 @@ With one process, which is the rule, nothing here does anything. `shard` is for 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,8 +23,30 @@ Item = TypeVar("Item")
 PATIENCE = timedelta(hours=2)  # one process may fetch weights, or explain, while the others wait
 
 
+class ProcessLost(MMLoraError):
+    """Another process of this run that no longer answers; the message says what to do."""
+
+
 class ShardingError(MMLoraError):
     """Weights that cannot be shared out among processes; the message says what to do."""
+
+
+#: What torch's backends say of a process at the other end that is gone.
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "timed out", "Timed out", "refused", "remote process")
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Raise `ProcessLost` where another process has ended: its connections close, and nobody waits for `PATIENCE`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in GONE):
+            raise
+        raise ProcessLost(
+            f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}): look at what it said "
+            "last, and go on with the run, --resume, when that is mended"
+        ) from error
 
 
 def _state() -> PartialState:
@@ -55,8 +77,9 @@ def one_first() -> AbstractContextManager:
 
 
 def wait() -> None:
-    """Until all processes are here."""
-    _state().wait_for_everyone()
+    """Until all processes are here. This and all that follows raise `ProcessLost` where one of them has ended."""
+    with _heard():
+        _state().wait_for_everyone()
 
 
 def leave() -> None:
@@ -85,26 +108,34 @@ def together(share: Sequence[Item]) -> list[Item]:
 
 def gathered(item: Item) -> list[Item]:
     """One from each process, by their number, in every process."""
-    return [item] if count() == 1 else gather_object([item])
+    if count() == 1:
+        return [item]
+    with _heard():
+        return gather_object([item])
 
 
 def said(item: Item) -> Item:
     """The first process's, in every process."""
-    return item if count() == 1 else broadcast_object_list([item])[0]
+    if count() == 1:
+        return item
+    with _heard():
+        return broadcast_object_list([item])[0]
 
 
 def agreed(*numbers: float) -> list[float]:
     """The first process's numbers, in every process: one clock for all."""
     if count() == 1:
         return list(numbers)
-    return broadcast(torch.tensor(numbers, dtype=torch.float64, device=_state().device)).tolist()
+    with _heard():
+        return broadcast(torch.tensor(numbers, dtype=torch.float64, device=_state().device)).tolist()
 
 
 def share_start(parameters: Iterable[nn.Parameter]) -> None:
     """Every process begins with the first one's numbers."""
     if count() > 1:
-        for parameter in parameters:
-            parameter.data.copy_(broadcast(parameter.data.clone()))
+        with _heard():
+            for parameter in parameters:
+                parameter.data.copy_(broadcast(parameter.data.clone()))
 
 
 def add_up(parameters: Iterable[nn.Parameter], *numbers: float) -> list[float]:
@@ -113,12 +144,13 @@ def add_up(parameters: Iterable[nn.Parameter], *numbers: float) -> list[float]:
         return list(numbers)
     trained = list(parameters)
     parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in trained]
-    whole: Any = reduce(torch.cat(parts), "sum")
-    counts = torch.tensor([*numbers, *(p.grad is not None for p in trained)], dtype=torch.float64, device=whole.device)
-    sums: Any = reduce(counts, "sum")
+    found = [*numbers, *(p.grad is not None for p in trained)]
+    with _heard():
+        whole: Any = reduce(torch.cat(parts), "sum")
+        sums: Any = reduce(torch.tensor(found, dtype=torch.float64, device=whole.device), "sum")
     known, reached = sums[: len(numbers)].tolist(), sums[len(numbers) :].tolist()
-    for parameter, gradient, found in zip(trained, whole.split([p.numel() for p in trained]), reached):
-        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if found else None
+    for parameter, gradient, any_has in zip(trained, whole.split([p.numel() for p in trained]), reached):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if any_has else None
     return known
 
 

@@ -184,14 +184,14 @@ class _Run:
 
     def break_off(self, error: BaseException):
         """Give up the step that was begun, keep what is whole after an interruption, and let the error tell how far it came."""
+        self.interruption.no_more()
         if self.saved_step is None:  # this training has nothing of its own yet
             return
         if isinstance(error, KeyboardInterrupt):
             self.place = self.moment.again()
             self.journal.say(f"training was interrupted after step {self.place.step}")
             if math.isfinite(self.settings.checkpoint_minutes):
-                with self.interruption.whole():
-                    self.save(then="what was learned since is in no checkpoint")
+                self.save(then="what was learned since is in no checkpoint")
         setattr(error, "log", self.log())  # noqa: B010 - no exception declares it
 
     def log(self) -> TrainLog:

@@ -47,6 +47,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.asked: int | None = None  # the signal that came
+        self.due = False  # it came, and nothing was broken off yet
         self.held = processes.count() > 1
         self.before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
 
@@ -67,9 +68,13 @@ class Interruption:
             signal.raise_signal(signal.SIGTERM)
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        self.asked = number
+        self.asked, self.due = number, True
         if not self.held:
-            raise KeyboardInterrupt
+            self._break_off()
+
+    def _break_off(self) -> None:
+        self.due = False
+        raise KeyboardInterrupt
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -79,10 +84,14 @@ class Interruption:
             yield
         finally:
             self.held = held
-        if self.asked is not None and not held:
-            raise KeyboardInterrupt
+        if self.due and not held:
+            self._break_off()
 
     def agreed(self) -> None:
         """Break off where any process was asked to: all of them at the same step."""
-        if processes.count() > 1 and any(processes.gathered(self.asked is not None)):
-            raise KeyboardInterrupt
+        if processes.count() > 1 and any(processes.gathered(self.due)):
+            self._break_off()
+
+    def no_more(self) -> None:
+        """From now on a signal breaks nothing off: what is kept now is the answer to the first one."""
+        self.held = True
