@@ -1,6 +1,7 @@
 """From problem to tokens and back: what is supervised, what counts as a picture, and which choice was said."""
 
 import io
+import random
 from dataclasses import replace
 
 import pytest
@@ -203,6 +204,76 @@ def test_every_target_names_its_own_choice(format, choices):
     for answer in range(len(choices)):
         problem = replace(LEFT, choices=choices, answer=answer, solution="It is so. Look at the left.")
         assert parse_answer(target_text(problem, format), choices) == answer
+
+
+ALIKE = [
+    ("Mr", "Mr."),
+    ("I ran", "I ran.", "I ran..", "i ran"),
+    ("wait", "wait...", "wait."),
+    ("at 5 p.m", "at 5 p.m.", "at 5 pm"),
+    (".", "...", "!"),
+    ("the answer is no", "no", "The answer is"),
+    ("(B) x", "x", "(A) (B) x"),
+    ("Polish", "polish", "POLISH."),
+    ("a b", "a  b", " a b", "a\tb"),
+    ("x", "x\ny", "x\n\ny.\n"),
+    ("caf\u00e9", "cafe\u0301", "cafe"),
+    ("🙂", "🙃", "🙂🙂", "👩‍👩‍👧"),
+    ("so. " * 900 + "a", "so. " * 900 + "b", "so. " * 899 + "a"),
+]
+
+
+@pytest.mark.parametrize("format", TARGETS)
+@pytest.mark.parametrize("choices", ALIKE, ids=[choices[0][:20] for choices in ALIKE])
+def test_the_taught_sentence_names_its_choice_among_others_that_are_nearly_the_same(format, choices):
+    for answer in range(len(choices)):
+        problem = replace(LEFT, choices=choices, answer=answer, solution="It is so. Look at the left.")
+        assert parse_answer(target_text(problem, format), choices) == answer
+
+
+def test_any_choices_are_told_apart_by_the_taught_sentence():
+    parts = (
+        ".",
+        "..",
+        " ",
+        "\n",
+        "a",
+        "A",
+        "(A) ",
+        "(B) ",
+        "the answer is ",
+        "Mr",
+        "é",
+        "e\u0301",
+        ": ",
+        "🙂",
+        "\u00a0",
+    )
+    lot = random.Random(0)
+    for _ in range(2000):
+        drawn = {"".join(lot.choices(parts, k=lot.randint(1, 4))): None for _ in range(4)}
+        choices = tuple(choice for choice in drawn if choice.strip())
+        if len(choices) < 2:
+            continue
+        for answer in range(len(choices)):
+            problem = replace(LEFT, choices=choices, answer=answer)
+            for format in TARGETS:
+                assert parse_answer(target_text(problem, format), choices) == answer, (format, choices, answer)
+
+
+@pytest.mark.parametrize(
+    "text, choices, expected",
+    [
+        ("The answer is the answer is no.", ("the answer is no", "no"), 0),
+        ("The answer is no.", ("the answer is no", "no"), 1),
+        ("The answer is cafe\u0301.", ("caf\u00e9", "tea"), 0),
+        ("The answer is (C) Polish.", ("a", "b", "Polish", "polish"), 2),
+        ("The answer is I ran", ("I ran", "I ran."), 0),
+        ("The answer is\n", (".", "!"), None),
+    ],
+)
+def test_what_else_was_said_among_such_choices(text, choices, expected):
+    assert parse_answer(text, choices) == expected
 
 
 # ScienceQA's own protocol, and lmms-eval's.

@@ -78,7 +78,7 @@ def _warn_of_room(vlm: VLM, ids: Sequence[str]) -> None:
     if ids:
         named = ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
         warnings.warn(
-            f"the replies to {len(ids)} problems ({named}) were cut where the {room(vlm.model)} tokens that the model can read end",
+            f"the replies to {named} ({len(ids)} in all) were cut where the {room(vlm.model)} tokens that the model can read end",
             stacklevel=3,
         )
 

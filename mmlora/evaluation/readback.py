@@ -60,7 +60,7 @@ def _check(problems: Sequence[Problem], texts: Sequence[str], method: Method, ho
     first, choice = problems[wrong[0]], read[wrong[0]]
     named = "no choice" if choice is None else f"the choice {first.choices[choice]!r}"
     raise EncodingError(
-        f"what is taught for {len(wrong)} problems ({ids}) would not be read as their answer: {how}, the reply "
+        f"the taught reply would not be read as the answer of {ids} ({len(wrong)} in all): {how}, the reply "
         f"{_short(texts[wrong[0]])!r} names {named}, not {first.answer_text!r} (method {method}){_why(first, texts[wrong[0]])}; "
         "reword these problems, leave them out, or choose another format"
     )
