@@ -52,7 +52,7 @@ def records(rng: random.Random, count: int = 6) -> list[Problem]:
 
 
 def own(problem: Problem) -> Problem:
-    """The same with texts as an own folder may have them: nothing is blank and no two choices are alike."""
+    """The same with texts as they can be read: no question and no choice is blank and no two choices are alike."""
     choices = tuple(f"{choice} {number}" for number, choice in enumerate(problem.choices))
     return replace(problem, question=f"{problem.question}?", choices=choices)
 
@@ -94,7 +94,7 @@ def numbered(splits, tmp_path):
 
 @any_records
 def test_the_official_layout_gives_back_every_record(rng, new_folder):
-    problems, out = records(rng), new_folder() / "out"
+    problems, out = list(map(own, records(rng))), new_folder() / "out"
     official.write({"train": problems[:3], "test": problems[3:]}, out)
     assert_same(load_problems(out, "train"), problems[:3])
     some = load_problems(out, "test", limit=2)  # by lot
@@ -104,7 +104,7 @@ def test_the_official_layout_gives_back_every_record(rng, new_folder):
 
 @any_records
 def test_parquet_gives_back_every_record(rng, new_folder):
-    problems, folder = records(rng), new_folder()
+    problems, folder = list(map(own, records(rng))), new_folder()
     parquet.write(folder / "test.parquet", problems)
     assert_same(load_problems(folder, "test"), problems)
     assert_same(load_problems(folder / "test.parquet", "test", limit=3), problems[:3])
@@ -113,7 +113,7 @@ def test_parquet_gives_back_every_record(rng, new_folder):
 
 
 def test_parquet_gives_back_several_row_groups(tmp_path):
-    problems = records(random.Random(0), count=120)
+    problems = list(map(own, records(random.Random(0), count=120)))
     parquet.write(tmp_path / "test.parquet", problems)
     assert pq.ParquetFile(tmp_path / "test.parquet").num_row_groups > 1
     assert_same(load_problems(tmp_path, "test"), problems)
@@ -121,7 +121,7 @@ def test_parquet_gives_back_several_row_groups(tmp_path):
 
 @any_records
 def test_jsonl_gives_back_every_record(rng, new_folder):
-    problems, lines, folder = [own(problem) for problem in records(rng)], [], new_folder()
+    problems, lines, folder = list(map(own, records(rng))), [], new_folder()
     for number, problem in enumerate(problems):
         row = {field.name: getattr(problem, field.name) for field in fields(problem)}
         if problem.image is not None:
@@ -176,7 +176,7 @@ def test_faults_of_the_official_files_are_named(splits, tmp_path):
     name = next(iter(rows))
     for change, message in (
         ({"choices": ["only"], "answer": 0}, "has 1 choices"), ({"question": None}, "has no question"),
-        ({"answer": "B"}, "answer is 'B', not an index"), ({"grade": 4}, "grade is 4, not text"),
+        ({"answer": "Z"}, "answer 'Z' is no letter A to"), ({"grade": 4}, "grade is 4, not text"),
     ):  # fmt: skip
         (folder / "problems.json").write_text(json.dumps({**rows, name: {**rows[name], **change}}))
         with pytest.raises(DataError, match=rf"problems\.json: problem {name}: {message}"):
@@ -246,7 +246,7 @@ def test_the_licence_of_each_source(splits, numbered, tmp_path, monkeypatch):
 
 
 def test_rows_without_id_are_counted_through_all_files_of_a_split(tmp_path):
-    problems = records(random.Random(0), 30)
+    problems = list(map(own, records(random.Random(0), 30)))
     (tmp_path / "data").mkdir()  # where the hub's data sets have them
     for number, part in enumerate((problems[:10], problems[10:])):
         path = tmp_path / "data" / f"train-0000{number}-of-00002.parquet"
@@ -490,7 +490,7 @@ GOOD = "g,Why?,yes,no,,A\n"
     ("id,question,choice_a,choice_b,anser\n", "line 1: no column is called 'anser'; the nearest is 'answer'"),
     ("id,question,choice_a,answer\n", "line 1: there is no column choice_b"),
     ("question,question,choice_a,choice_b,answer\n", "line 1: two columns are called 'question'"),
-    ("question;choice_a;choice_b;answer\n", "line 1: its columns are separated by semicolons"),
+    ("question;choice_a;choice_b;answr\n", "line 1: no column is called 'answr'; the nearest is 'answer'"),
     (HEAD + GOOD + "x,Why?,yes,no,,F\n", "line 3: problem x: answer 'F' is no letter A to B, no choice's exact text"),
     (HEAD + GOOD + "x,Why?,yes,no,,C\n", "line 3: problem x: answer 'C' is no letter A to B"),
     (HEAD + GOOD + "x,Why?,yes,no,,2\n", "line 3: problem x: answer '2' is no letter"),
@@ -559,9 +559,13 @@ def test_a_csv_file_in_another_encoding_says_how_to_save_it(tmp_path):
 
 
 def test_a_missing_picture_of_your_own_can_be_left_out(tmp_path, capsys):
-    (tmp_path / "test.csv").write_text("question,choice_a,choice_b,answer,image\nWhy?,yes,no,A,no.png\n")
-    (problem,) = load_problems(tmp_path, missing_images="text-only")
-    assert problem.image is None and "line 2: problem test-0 " in capsys.readouterr().out
+    table = "question,choice_a,choice_b,answer,image\nWhy?,yes,no,A,no.png\nWhy?,yes,no,A,there.png\n"
+    (tmp_path / "test.csv").write_text(table)
+    picture(random.Random(0)).save(tmp_path / "there.png")
+    first, second = load_problems(tmp_path, missing_images="text-only")
+    assert first.image is None and second.image is not None
+    said = capsys.readouterr().out
+    assert "1 of 2 pictures are missing: line 2: problem test-0 (" in said and "read as text only" in said
 
 
 def test_a_folder_of_two_kinds_or_none_and_an_unknown_source_are_named(tmp_path):
@@ -582,7 +586,7 @@ def test_a_folder_of_two_kinds_or_none_and_an_unknown_source_are_named(tmp_path)
 
 
 def test_a_damaged_picture_names_its_file_and_row(tmp_path):
-    problems = records(random.Random(3), 30)
+    problems = list(map(own, records(random.Random(3), 30)))
     parquet.write(tmp_path / "test.parquet", problems)
     table = pq.read_table(tmp_path / "test.parquet")
     rows = table.to_pylist()
@@ -604,7 +608,7 @@ def test_broken_and_foreign_parquet_files_say_what_to_do(tmp_path):
     pq.write_table(pa.table({"question": ["Why?"]}), tmp_path / "test.parquet")
     with pytest.raises(DataError, match="has no column image, choices"):
         load_problems(tmp_path)
-    problem = records(random.Random(0), 1)[0]
+    problem = own(records(random.Random(0), 1)[0])
     parquet.write(tmp_path / "test.parquet", [problem, problem])
     with pytest.raises(DataError, match=f"has 2 problems called '{problem.id}'"):
         load_problems(tmp_path)

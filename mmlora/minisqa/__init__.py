@@ -30,7 +30,7 @@ def load(split: str, limit: int | None) -> Iterator[Problem]:
 
     sizes = None if limit is None else {split: limit}
     folder = dataset.home() if limit is None else dataset.home() / f"{split}-{limit}"
-    return parquet.read([dataset.build(folder, sizes=sizes) / f"{split}.parquet"], split)
+    return parquet.read([dataset.build(folder, sizes=sizes) / f"{split}.parquet"], split, own=True)
 
 
 def pictured() -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import get_args
 
@@ -20,9 +21,9 @@ from huggingface_hub.errors import (
 from mmlora import guests, network
 from mmlora.errors import MMLoraError
 from mmlora.guests import UNKNOWN_LICENCE
-from mmlora.problems import folder, official, parquet
+from mmlora.problems import folder, json_rows, official, parquet
 from mmlora.problems.record import Problem
-from mmlora.problems.rows import DataError, MissingImages, NoSplit
+from mmlora.problems.rows import DataError, MissingImages, NoSplit, reading
 
 SCIENCEQA_LICENCE = "cc-by-nc-sa-4.0"  # the authors' own; the hub's card says otherwise
 
@@ -41,23 +42,25 @@ def load_problems(
       own cache, so that HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they always mean
     - a folder in ScienceQA's official layout (see `problems.official`)
     - a folder with parquet files, `<split>.parquet` or `<split>-*.parquet`; or one parquet file, as the split "test"
-    - your own folder of pictures with a JSONL or CSV file (see `problems.folder`)
+    - your own folder of pictures with a CSV or JSON file (see `problems.folder`)
 
     Parquet files give their first problems; from JSON and CSV, which people sort, fewer than all are drawn by lot, always the
     same ones, and that is printed.
 
-    A problem without an id is called `<split>-<row>`. Pictures are checked now and decoded when they are first used.
+    A problem without an id is called `<split>-<row>`. Pictures are decoded once now, to find damage, and not kept so.
     Pictures that an official or own folder lacks are counted and listed in an error, or with
-    `missing_images="text-only"` in a line of output. Raises `DataError`: one sentence with the file and the row.
+    `missing_images="text-only"` in a line of output; where not one is found, that is an error all the same. Raises
+    `DataError`: one sentence with the file and the row.
     """
     if missing_images not in get_args(MissingImages):
         raise DataError(f'missing_images is {missing_images!r}; it can be "error" or "text-only"')
-    problems = list(islice(_read(data, split, limit, missing_images), limit))
+    with reading(data):
+        problems = list(islice(_read(data, split, limit, missing_images), limit))
     if not problems and limit != 0:
         raise NoSplit(f"{data} has no problem in the split {split!r}")
     for name, times in Counter(problem.id for problem in problems).most_common(1):
         if times > 1:
-            raise DataError(f"{data} has {times} problems called {name!r} in the split {split!r}; make ids unique")
+            raise DataError(f"{data} has {times} problems called {name!r:.90} in the split {split!r}; make ids unique")
     if licence(data, problems) == SCIENCEQA_LICENCE:
         _say_licence()
     return problems
@@ -76,10 +79,10 @@ def licence(data: str | Path, problems: Sequence[Problem]) -> str:
     if isinstance(data, str) and (guest := guests.guest("problems", data)):
         return guest.LICENCE
     path = Path(data).expanduser()
-    official_files = (path / "problems.json").is_file()
+    official_files = all(os.path.isfile(path / name) for name in ("problems.json", "pid_splits.json"))
     if official_files and all(problem.id.isdigit() for problem in problems):  # ScienceQA's own ids are numbers
         return SCIENCEQA_LICENCE
-    on_hub = not path.exists() and "scienceqa" in str(data).lower()
+    on_hub = not os.path.exists(path) and "scienceqa" in str(data).lower()
     return SCIENCEQA_LICENCE if on_hub else UNKNOWN_LICENCE
 
 
@@ -87,18 +90,18 @@ def _read(data: str | Path, split: str, limit: int | None, missing_images: Missi
     if isinstance(data, str) and (guest := guests.guest("problems", data)):
         return guest.load(split, limit)
     path = Path(data).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return _in_folder(path, split, limit, missing_images)
-    if path.suffix == ".parquet" and path.is_file():
+    if path.suffix == ".parquet" and os.path.isfile(path):
         if split != "test":
             raise NoSplit(
                 f"{path} is one file, so its problems can be answered, as the split 'test', and not learned from: a test on what was "
                 f"learned is worth nothing; put train.parquet and test.parquet into a folder and give that"
             )
         return parquet.read([path], split)
-    if isinstance(data, str) and guests.HUB_ID.fullmatch(data) and not path.exists():
+    if isinstance(data, str) and guests.HUB_ID.fullmatch(data) and not os.path.exists(path):
         return parquet.read(_download(data, split), split)
-    raise DataError(f"{data} is no source of problems; give {_kinds()}")
+    raise DataError(f"{data!s:.300} is no source of problems; give {_kinds()}")
 
 
 def _kinds() -> str:
@@ -110,6 +113,10 @@ def _kinds() -> str:
 def _in_folder(path: Path, split: str, limit: int | None, missing_images: MissingImages) -> Iterable[Problem]:
     files = [file for file in [path / "problems.json"] if file.is_file()]
     tables, lists = parquet.find(path, split), folder.find(path, split)
+    if tables or files and not json_rows.is_list(files[0]):  # beside those a .json or .tsv is something else
+        lists = [each for each in lists if each.suffix in folder.ENDS[0]]
+    if lists and lists[0].suffix == ".json":
+        files = []  # there are no official files, and this is the table
     kinds = [each[0].name for each in (files, tables, lists) if each]
     if len(kinds) > 1:
         raise DataError(f"{path} has both {kinds[0]} and {kinds[1]} for the split {split!r}; move one elsewhere")
@@ -118,8 +125,8 @@ def _in_folder(path: Path, split: str, limit: int | None, missing_images: Missin
     if lists:
         return folder.read(lists[0], split, limit, missing_images)
     if not files:
-        found = sorted(each.name for each in path.iterdir() if each.suffix in (".parquet", ".jsonl", ".csv"))
-        there = ", ".join(found) or "other files"
+        ends = (".parquet", *chain(*folder.ENDS))
+        there = ", ".join(sorted(each.name for each in path.iterdir() if each.suffix in ends)) or "other files"
         raise NoSplit(f"{path} has no problems of the split {split!r}, only {there}; give {_kinds()}")
     return official.read(path, split, limit, missing_images)
 

@@ -14,18 +14,19 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmlora.problems.record import Problem, ProblemError
+from mmlora.problems.images import Finder, without_missing
+from mmlora.problems.record import Problem, ProblemError, called
 from mmlora.problems.rows import (
     DataError,
     MissingImages,
     NoSplit,
     by_lot,
-    inside,
+    identity,
     to_problem,
     to_row,
-    without_missing,
     writing,
 )
+from mmlora.problems.texts import opened, whole
 
 NAMES = {"validation": "val"}  # our split's official name
 PICTURE = "image.png"
@@ -37,14 +38,21 @@ def read(folder: Path, split: str, limit: int | None = None, missing_images: Mis
     A missing picture is an error, or with `missing_images="text-only"` a problem without one. Raises `DataError`.
     """
     problems, splits = _json(folder / "problems.json"), _json(folder / "pid_splits.json")
-    name = split if split in splits else NAMES.get(split)
+    name = split if split in splits else NAMES.get(split, split)
     if name not in splits:
         raise NoSplit(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}")
-    captions = _json(folder / "captions.json") if (folder / "captions.json").exists() else {}
-    captions = captions.get("captions", captions)
-    rows = [_row(folder, problems, str(pid), captions) for pid in by_lot(splits[name], limit, f"{folder} has", split)]
+    names, captions, finder = _ids(folder, splits[name], name), _captions(folder), Finder(folder)
     try:
-        return [to_problem(row) for row in without_missing(rows, folder, missing_images)]
+        rows = [_row(finder, problems, pid, captions) for pid in by_lot(names, limit, f"{folder} has", split)]
+
+        def is_any() -> bool:
+            found = (problems.get(pid) for pid in names)
+            return any(
+                isinstance(row, dict) and finder.is_there(row.get("image"), _below(row, pid))
+                for pid, row in zip(names, found)
+            )
+
+        return [to_problem(row) for row in without_missing(rows, folder, missing_images, is_any)]
     except ProblemError as error:
         raise DataError(f"{folder / 'problems.json'}: {error}; mend it or get the files anew") from error
 
@@ -84,28 +92,63 @@ def write(problems: dict[str, Iterable[Problem]], folder: str | Path) -> Path:
     return folder
 
 
-def _row(folder: Path, problems: dict, pid: str, captions: dict) -> dict:
+def _ids(folder: Path, found: object, split: str) -> list[str]:
+    """The split's ids as text. Raises `DataError` where they are no list of texts or numbers."""
+    if not isinstance(found, list) or not all(
+        isinstance(pid, (str, int)) and not isinstance(pid, bool) for pid in found
+    ):
+        raise DataError(
+            f"{folder / 'pid_splits.json'}: {split} is {found!r:.60}, not a list of ids; mend it or get it anew"
+        )
+    return list(map(str, found))
+
+
+def _captions(folder: Path) -> dict:
+    path = folder / "captions.json"
+    captions = _json(path) if path.exists() else {}
+    captions = captions.get("captions", captions)
+    if captions is None:
+        return {}
+    if not isinstance(captions, dict):
+        raise DataError(
+            f'{path}: captions is {captions!r:.60}, not an object {{"id": "caption"}}; mend it or get it anew'
+        )
+    return captions
+
+
+def _row(finder: Finder, problems: dict, pid: str, captions: dict) -> dict:
+    """The row that `to_problem` takes. Raises `ProblemError`."""
+    name = called(identity(pid, "without an id"))
     if pid not in problems:
-        raise DataError(f"{folder / 'problems.json'} has no problem {pid}, which pid_splits.json names; get both anew")
+        raise DataError(
+            f"{finder.folder / 'problems.json'} has no problem {name}, which pid_splits.json names; get both anew"
+        )
     row = problems[pid]
     try:
-        image = row.get("image") and _path(folder, Path(row["split"], pid, row["image"]))
+        if not isinstance(row, dict):
+            raise ValueError(f"it is {row!r:.60}, not an object")
+        image = row.get("image")
+        if image and not isinstance(row.get("split"), str):
+            raise ValueError("it has a picture but no split, and the split names the folder where the picture lies")
+        image = finder.find(image, _below(row, pid))
     except ValueError as error:
-        raise DataError(f"{folder / 'problems.json'}: problem {pid}: {error}") from error
-    return {**row, "id": pid, "image": image or None, "caption": captions.get(pid), "where": f"problem {pid}"}
+        raise ProblemError(f"problem {name}: {error}") from error
+    return {**row, "id": pid, "image": image, "caption": captions.get(pid), "where": f"problem {name}"}
 
 
-def _path(folder: Path, below: Path) -> Path:
-    bare = inside(folder, below)
-    return bare if bare.exists() else inside(folder, Path("images", below))
+def _below(row: dict, pid: str) -> list[str]:
+    """Where a problem's picture may lie."""
+    return [f"{row.get('split')}/{pid}", f"images/{row.get('split')}/{pid}"]
 
 
 def _json(path: Path) -> dict:
+    if not path.exists():
+        raise DataError(f"{path} is missing; ScienceQA's official layout needs it")
+    with opened(path) as file:
+        text = file.read()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; ScienceQA's official layout needs it") from error
-    except (OSError, ValueError) as error:
+        content = whole(text)
+    except ValueError as error:
         raise DataError(f"{path} cannot be read as JSON ({error}); get it anew") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object; get it anew")

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Sequence, Value
 
-from mmlora.problems.record import Problem, ProblemError
-from mmlora.problems.rows import DataError, to_problem, to_row, writing
+from mmlora.problems.images import Finder
+from mmlora.problems.record import Problem, ProblemError, called
+from mmlora.problems.rows import DataError, identity, to_problem, to_row, writing
 
 OWN = ("id", "caption", "wording")  # what a file may lack
 #: The 13 fields of derek-thomas/ScienceQA, in its order and with its types, and what `Problem` adds to them.
@@ -39,24 +40,30 @@ def find(folder: Path, split: str) -> list[Path]:
     return paths
 
 
-def read(paths: Iterable[Path], split: str) -> Iterator[Problem]:
+def read(paths: Iterable[Path], split: str, own: bool = False) -> Iterator[Problem]:
     """Yield the problems of one split's files; a row without an id is called `<split>-<row>`.
 
-    Pictures are checked here but decoded at their first use, so that 4,000 problems load in seconds. Raises
-    `DataError`, which names the file and the row.
+    Pictures are decoded once here and again at their use, never kept decoded; not here where the files are this project's `own`.
+    Raises `DataError`, which names the file and the row.
     """
     number = 0
     for path in paths:
+        finder = Finder(path.parent)
         for row in _rows(path):
-            name = row.get("id") or f"{split}-{number}"
-            image = row["image"]
-            if isinstance(image, dict):  # an absent file is no absent picture
-                image = image["bytes"] or b""
             try:
-                yield to_problem({**row, "id": name, "image": image})
+                yield to_problem(_row(row, f"{split}-{number}", finder), own)
             except ProblemError as error:
                 raise DataError(f"{path}: {error}; mend it or get the file anew") from error
             number += 1
+
+
+def _row(row: dict, name: str, finder: Finder) -> dict:
+    """The row that `to_problem` takes. Raises `ProblemError`."""
+    name = identity(row.get("id"), name)
+    try:
+        return {**row, "id": name, "image": finder.find(row["image"])}
+    except ValueError as error:
+        raise ProblemError(f"problem {called(name)}: {error}") from error
 
 
 def write(path: Path, problems: Iterable[Problem]) -> None:
@@ -88,7 +95,18 @@ def _rows(path: Path) -> Iterator[dict]:
         file = pq.ParquetFile(path, pre_buffer=False)  # or else the whole file is held twice
         if missing := [name for name in FEATURES if name not in (*file.schema_arrow.names, *OWN)]:
             raise DataError(f"{path} has no column {', '.join(missing)}; it needs ScienceQA's 13 fields")
+        first = 0
         for batch in file.iter_batches(ROWS):
-            yield from batch.to_pylist()
+            yield from _values(batch, path, first)
+            first += batch.num_rows
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet ({error}); delete it and get it anew") from error
+
+
+def _values(rows: pa.RecordBatch, path: Path, first: int) -> list[dict]:
+    try:
+        return rows.to_pylist()
+    except (ValueError, OverflowError) as error:  # such as a text that is not UTF-8
+        if rows.num_rows > 1:
+            return [row for place in range(rows.num_rows) for row in _values(rows.slice(place, 1), path, first + place)]
+        raise DataError(f"{path}, row {first}: it cannot be read ({error}); mend it or get the file anew") from error

@@ -24,29 +24,35 @@ def encoded(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(data: bytes) -> Image.Image:
-    """The encoded picture as RGB and upright, checked for damage now and decoded when it is first used.
+def decoded(data: bytes, own: bool = False) -> Image.Image:
+    """The encoded picture as RGB and upright, decoded once to find damage now, and again when it is used.
+
+    Of an `own` picture, a PNG that this project wrote, the checksums alone are looked at: they say that it is still the same.
 
     What is not RGB, or was taken with the camera turned, is encoded anew, a JPEG as a JPEG, so that thousands of pictures stay
     small.
-    Raises what Pillow does: `OSError`, `SyntaxError`, `ValueError` or `Image.DecompressionBombError`.
+    Raises what Pillow does, which for a damaged file may be any `Exception`.
     """
     picture = Image.open(io.BytesIO(data))
-    picture.verify() if picture.format == "PNG" else picture.load()  # only PNG has checksums
-    picture = Image.open(io.BytesIO(data))
+    if picture.format == "PNG":  # the only one with checksums, and decoding does not look at all of them
+        picture.verify()
+        picture = Image.open(io.BytesIO(data))
+    seen = (
+        picture if own and _is_rgb(picture) else rgb(picture)
+    )  # just as it will be when it is used: sound checksums are no sound content
     turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) != 1
-    if turned or not _is_rgb(picture):
-        picture = Image.open(io.BytesIO(_anew(picture)))
+    if turned or seen.size != picture.size or not _is_rgb(picture):
+        picture = Image.open(io.BytesIO(_anew(seen, picture.format)))
     picture.file_digest = hashlib.sha256(data).digest()  # an attribute, not info, which PIL hands on to changed copies
     return picture
 
 
-def _anew(picture: Image.Image) -> bytes:
-    """As RGB and upright; a JPEG, whose PNG would be ten times as large, with next to no further loss."""
-    if picture.format not in ("JPEG", "MPO"):
-        return encoded(rgb(picture))
+def _anew(seen: Image.Image, form: str | None) -> bytes:
+    """The RGB picture as a file; a JPEG, whose PNG would be ten times as large, with next to no further loss."""
+    if form not in ("JPEG", "MPO"):
+        return encoded(seen)
     buffer = io.BytesIO()
-    rgb(picture).save(buffer, "JPEG", quality=95, subsampling=0)
+    seen.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 

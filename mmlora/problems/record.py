@@ -7,6 +7,7 @@ whether training asks in this sentence too.
 
 from __future__ import annotations
 
+import re
 import string
 from dataclasses import dataclass, replace
 
@@ -18,11 +19,19 @@ LETTERS = string.ascii_uppercase  # ScienceQA has two to five choices, own folde
 SUBJECTS = ("natural science", "social science", "language science")
 #: ScienceQA's nine columns: the three subjects, three kinds of context, two grade bands, all.
 CATEGORIES = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
+SHOWN = 80  # how many characters of an id a message shows
 WORDINGS = ("", "seen", "unseen")  # nobody said; the sentence is asked in training too; it is not
 
 
 class ProblemError(MMLoraError, ValueError):
     """A problem that cannot be used; the message names its id and says what to do."""
+
+
+def called(name: object) -> str:
+    """An id as a message shows it: short, and on one line."""
+    text = str(name)
+    shown = text if text.isprintable() else ascii(text)
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
 
 
 @dataclass(frozen=True)
@@ -47,18 +56,17 @@ class Problem:
     wording: str = ""
 
     def __post_init__(self):
+        name = called(self.id)
         if not 2 <= len(self.choices) <= len(LETTERS):
-            raise ProblemError(f"problem {self.id}: has {len(self.choices)} choices; give 2 to {len(LETTERS)}")
+            raise ProblemError(f"problem {name}: has {len(self.choices)} choices; give 2 to {len(LETTERS)}")
         if not 0 <= self.answer < len(self.choices):
-            raise ProblemError(
-                f"problem {self.id}: answer {self.answer} is no index into its {len(self.choices)} choices"
-            )
+            raise ProblemError(f"problem {name}: answer {self.answer} is no index into its {len(self.choices)} choices")
         if self.subject not in SUBJECTS:
-            raise ProblemError(f"problem {self.id}: subject {self.subject!r} is none of {', '.join(SUBJECTS)}")
+            raise ProblemError(f"problem {name}: subject {self.subject!r:.60} is none of {', '.join(SUBJECTS)}")
         if self.wording not in WORDINGS:
-            raise ProblemError(f"problem {self.id}: wording {self.wording!r} is none of seen, unseen; or leave it out")
-        if not self.grade.removeprefix("grade").isdigit():
-            raise ProblemError(f"problem {self.id}: grade {self.grade!r} should read like 'grade4'")
+            raise ProblemError(f"problem {name}: wording {self.wording!r:.60} is none of seen, unseen; or leave it out")
+        if not re.fullmatch(r"(grade)?[0-9]{1,4}", self.grade):  # isdigit would let ² through, which is no number
+            raise ProblemError(f"problem {name}: grade {self.grade!r:.60} should read like 'grade4'")
 
     @property
     def answer_text(self) -> str:

@@ -5,31 +5,27 @@ Every reader ends in `to_problem` and every writer begins with `to_row`, so that
 
 from __future__ import annotations
 
-import os
+import json
 import random
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from mmlora.errors import MMLoraError
 from mmlora.problems.pictures import decoded, encoded
-from mmlora.problems.record import Problem, ProblemError
+from mmlora.problems.record import LETTERS, Problem, ProblemError, called
 
 Row = TypeVar("Row")
 FIELDS = tuple(field.name for field in fields(Problem))
 REQUIRED = ("question", "choices", "answer")
-TYPES: dict[str, tuple[Any, str]] = {
-    "choices": (list, "a list of texts"),
-    "answer": (int, "an index"),
-    "image": ((bytes, Path), "a picture"),
-}
-TEXT = (str, "text")  # every other field
+TEXTS = tuple(name for name in FIELDS if name not in ("choices", "answer", "image"))
 MissingImages = Literal["error", "text-only"]  # what to do where a picture is not there
-NAMED = 5  # how many of the missing pictures a message names
+UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode's categories of what leaves no ink
 
 
 class DataError(MMLoraError, RuntimeError):
@@ -46,43 +42,66 @@ def to_row(problem: Problem) -> dict:
     return {**row, "choices": list(problem.choices), "image": problem.image and encoded(problem.image)}
 
 
-def to_problem(row: dict) -> Problem:
-    """The row as a `Problem`. Nulls get Problem's defaults, names that are no field are ignored.
+def to_problem(row: dict, own: bool = False) -> Problem:
+    """The row as a `Problem`. Nulls and NaN get Problem's defaults, names that are no field are ignored.
 
-    `choices` is a list of texts, `answer` an index into it, `image` an encoded picture, its path, or None; the other
-    fields are text. Raises `ProblemError`.
+    `choices` is a list of texts, or one written as JSON; `answer` an index into it, a letter or a choice's exact text; `image`
+    an encoded picture, its path, or None; the other fields are text. `own` says that this project wrote the row, whose picture
+    is then not decoded (4 ms each). Raises `ProblemError`.
     """
-    row = {name: row[name] for name in FIELDS if row.get(name) is not None}
-    if missing := [name for name in REQUIRED if name not in row]:
-        raise ProblemError(f"problem {row['id']}: has no {' and no '.join(missing)}")
-    for name, value in row.items():
-        kind, called = TYPES.get(name, TEXT)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ProblemError(f"problem {row['id']}: {name} is {value!r:.60}, not {called}")
-    if not all(isinstance(choice, str) for choice in row["choices"]):
-        raise ProblemError(f"problem {row['id']}: choices are {row['choices']!r:.60}, not a list of texts")
-    return Problem(**{**row, "choices": tuple(row["choices"]), "image": _picture(row)})
+    row = {name: row[name] for name in FIELDS if not is_null(row.get(name))}
+    try:
+        if missing := [name for name in REQUIRED if name not in row]:
+            raise ValueError(f"has no {' and no '.join(missing)}")
+        if empty := [name for name in REQUIRED if is_blank(row[name])]:
+            raise ValueError(f"{' and '.join(empty)} should not be empty")
+        for name in TEXTS:
+            check_text(name, row.get(name, ""))
+        row["choices"] = _choices(row["choices"])
+        row["answer"] = _index(row["answer"], row["choices"])
+        row["image"] = _picture(row.get("image"), own)
+    except ValueError as error:
+        raise ProblemError(f"problem {called(row['id'])}: {error}") from error
+    return Problem(**row)
 
 
-def without_missing(rows: list[dict], place: Path, missing_images: MissingImages) -> list[dict]:
-    """The rows; those whose picture is no file lose it and are counted, or with "error" raise a `DataError`.
+def identity(value: object, otherwise: str) -> str:
+    """A row's id as text, and `otherwise` where it has none. Raises `ProblemError` for what is neither text nor a whole number."""
+    if is_null(value) or is_blank(value):
+        return otherwise
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # whole numbers with gaps between them are stored so
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    try:
+        return check_text("id", value)
+    except ValueError as error:
+        raise ProblemError(f"problem {otherwise}: {error}") from error
 
-    Every row has an `id`, a `path` in `image` or None, and the `where` that a message calls it by.
-    """
-    pictures = [row for row in rows if row["image"] is not None]
-    missing = [row for row in pictures if not row["image"].is_file()]
-    if not missing:
-        return rows
-    named = ", ".join(f"{row['where']} ({row['image']})" for row in missing[:NAMED])
-    found = f"{place}: {len(missing)} of {len(pictures)} pictures are missing: {named}{', …' * (len(missing) > NAMED)}"
-    if missing_images == "error":
-        raise DataError(
-            f'{found}; put them there, or read these problems without: missing_images="text-only" '
-            "(mmlora run --missing-images text-only)"
-        )
-    print(f"{found}; these problems are read as text only")
-    gone = {id(row) for row in missing}
-    return [{**row, "image": None} if id(row) in gone else row for row in rows]
+
+def is_null(value: object) -> bool:
+    """Whether it is None or NaN, which is what some programs write for it."""
+    return value is None or value != value
+
+
+def is_blank(value: object) -> bool:
+    """Whether it is an empty list or a text in which there is nothing to see."""
+    return value == [] or isinstance(value, str) and all(unicodedata.category(each) in UNSEEN for each in value)
+
+
+def check_text(name: str, value: object) -> str:
+    """The value, which is text that can be stored. Raises `ValueError` for any other."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r:.60}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(value[error.start])
+        raise ValueError(
+            f"{name} has {half} as its character {error.start + 1}, which is half of a character and cannot be stored as UTF-8; "
+            "write the whole character or none"
+        ) from error
+    return value
 
 
 def by_lot(rows: Sequence[Row], limit: int | None, whose: str, split: str) -> list[Row]:
@@ -91,18 +110,6 @@ def by_lot(rows: Sequence[Row], limit: int | None, whose: str, split: str) -> li
         return list(rows)
     print(f"{whose} {len(rows)} problems of the split {split!r}; {limit} were drawn by lot")
     return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), limit))]
-
-
-def inside(folder: Path, below: str | Path) -> Path:
-    """The path of a file in the folder. Raises `ValueError` where `below` leads out of it.
-
-    What lies elsewhere is nobody's data set, and its content would go into a report that is passed on.
-    """
-    whole = os.path.abspath(folder)
-    path = Path(os.path.normpath(os.path.join(whole, below)))  # not resolved: a link in the folder is its owner's will
-    if not path.is_relative_to(whole):
-        raise ValueError(f"its picture {str(below)!r} lies outside the folder {folder}; put it inside")
-    return path
 
 
 @contextmanager
@@ -115,13 +122,95 @@ def writing(place: Path) -> Iterator[None]:
         raise DataError(f"cannot write {place}: {reason}; free some disk space or give another folder") from error
 
 
-def _picture(row: dict) -> Image.Image | None:
-    image = row.get("image")
+@contextmanager
+def reading(place: object) -> Iterator[None]:
+    """Turn what the disk objects to into a `DataError`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {place!s:.300}: {_reason(error)}") from error
+
+
+def _choices(choices: object) -> tuple[str, ...]:
+    """The choices. Raises `ValueError` for one that is empty, and for two that nobody could tell apart."""
+    if isinstance(choices, str):
+        choices = _from_json(choices)
+    if not isinstance(choices, (list, tuple)):
+        raise ValueError(f"choices is {choices!r:.60}, not a list of texts")
+    if not all(isinstance(choice, str) for choice in choices):
+        raise ValueError(f"choices are {choices!r:.60}, not a list of texts")
+    places: dict[str, int] = {}
+    for place, choice in enumerate(choices[: len(LETTERS)]):
+        check_text(f"choice {LETTERS[place]}", choice)
+        if is_blank(choice):
+            raise ValueError(f"choice {LETTERS[place]} is empty")
+        if (first := places.setdefault(unicodedata.normalize("NFC", choice).strip(), place)) != place:
+            raise ValueError(f"choices {LETTERS[first]} and {LETTERS[place]} are both {choice!r:.60}; make them differ")
+    return tuple(choices)
+
+
+def _from_json(text: str) -> object:
+    """The list that the text is in JSON, as programs write lists into a column of texts; any other text as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, list) else text
+
+
+def _index(answer: object, choices: tuple[str, ...]) -> int:
+    """Which choice is meant. Raises `ValueError` where it is none or more than one."""
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)  # a column of whole numbers with gaps is stored so
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return answer  # Problem checks its range
+    if not isinstance(answer, str):
+        raise ValueError(f"answer is {answer!r:.60}, not an index")
+    meant = _meant(answer, choices) or _meant(answer.strip(), tuple(choice.strip() for choice in choices))
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        named = " or ".join(f"choice {LETTERS[i]}" for i in meant)
+        raise ValueError(f"answer {answer!r:.60} may mean {named}; write its letter or its index instead")
+    letters = f"A to {LETTERS[min(len(choices), len(LETTERS)) - 1]}"
+    raise ValueError(f"answer {answer!r:.60} is no letter {letters}, no choice's exact text and no index")
+
+
+def _meant(answer: str, choices: tuple[str, ...]) -> list[int]:
+    return [i for i, (letter, choice) in enumerate(zip(LETTERS, choices)) if answer in (letter, str(i), choice)]
+
+
+def _picture(image: object, own: bool) -> Image.Image | None:
+    """The picture, decoded once and found sound. Raises `ValueError`."""
     if image is None:
         return None
+    if not isinstance(image, (bytes, Path)):
+        raise ValueError(f"image is {image!r:.60}, not a picture")
+    data = image if isinstance(image, bytes) else _content(image)
+    path = "" if isinstance(image, bytes) else str(image)
+    if not data:
+        raise ValueError(f"its picture{path and f' {path}'} is empty, 0 bytes; put the whole file there")
     try:
-        return decoded(image.read_bytes() if isinstance(image, Path) else image)
+        return decoded(data, own)
     except UnidentifiedImageError as error:
-        raise ProblemError(f"problem {row['id']}: its picture is no image file that Pillow knows") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ProblemError(f"problem {row['id']}: its picture cannot be read ({error})") from error
+        raise ValueError(f"its picture is no image file that Pillow knows{path and f': {path}'}") from error
+    except Exception as error:  # Pillow's readers raise anything for a damaged file, IndexError and struct.error too
+        raise ValueError(f"its picture{path and f' {path}'} cannot be read ({_damage(error)})") from error
+
+
+def _damage(error: Exception) -> str:
+    usual = isinstance(error, (OSError, SyntaxError, ValueError, Image.DecompressionBombError))
+    return _reason(error) if usual else f"it is damaged inside: {type(error).__name__}"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"its picture {path} cannot be read ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, on one line."""
+    said = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return said or type(error).__name__

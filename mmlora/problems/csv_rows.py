@@ -1,0 +1,160 @@
+"""The rows of a CSV or TSV file as spreadsheets and pandas save them, each with the line that it begins in.
+
+Names of columns may be written with other capitals and with spaces; commas, semicolons or tabs may stand between cells.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from mmlora.problems.record import LETTERS
+from mmlora.problems.rows import FIELDS, DataError
+from mmlora.problems.texts import opened
+
+Line = tuple[int, "dict[str, Any] | str"]
+CHOICES = tuple(f"choice_{letter.lower()}" for letter in LETTERS)
+COLUMNS = (*(name for name in FIELDS if name != "choices"), *CHOICES)
+NEEDED = ("question", *CHOICES[:2], "answer")
+SEPARATORS = ",;\t"
+LARGEST = 2**31 - 1  # characters in a cell: the most that csv can be told on every system
+NAMELESS = re.compile(r"unnamed:_\d+")  # what pandas calls a column without a name
+
+
+def rows(path: Path, more: Sequence[str] = ()) -> Iterator[Line]:
+    """Yield every row's line and its filled cells, `choices` made of choice_a to choice_z, or the reason why it has none.
+
+    `more` names columns beyond a problem's fields. Raises `DataError` where the columns or the quotes are wrong.
+    """
+    with opened(path, newline="") as file:
+        separator, skipped = _separator(file)
+        file.seek(0)
+        records = _records(path, file, separator)[skipped:]
+    header, names = records[0] if records else (1, [])
+    columns = ["" if NAMELESS.fullmatch(name := column(each)) else name for each in names]
+    try:
+        _check_header(columns, (*COLUMNS, *more))
+        for place, name in enumerate(columns):
+            if not name:
+                _check_nameless(place, [cells[place] for _, cells in records[1:] if place < len(cells)])
+    except ValueError as error:
+        raise DataError(f"{path}, line {header}: {error}") from error
+    for line, cells in records[1:]:
+        yield line, _cells(columns, cells)
+
+
+def _separator(file: TextIO) -> tuple[str, int]:
+    """What stands between the names of columns, and how many rows stand before them: Excel may say it in one of its own."""
+    first = next((text for text in file if text.strip(" \t\r\n,;")), "")
+    if said := re.fullmatch(r"\"?sep=([,;\t])\"?", first.strip(" \r\n").lower()):
+        return said[1], 1
+    known = [sum(column(name.strip(' "\r\n')) in COLUMNS for name in first.split(each)) for each in SEPARATORS]
+    return SEPARATORS[known.index(max(known))], 0
+
+
+def _records(path: Path, file: TextIO, separator: str) -> list[tuple[int, list[str]]]:
+    """The line and the cells of every row that is not blank. Raises `DataError` for quotes that do not match."""
+    found, line = [], 1
+    reader = csv.reader(_without_nul(path, file), delimiter=separator, strict=True)
+    with _any_length():
+        try:
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    found.append((line, cells))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(_quotes(path, line, reader.line_num, separator)) from error
+    return found
+
+
+def _without_nul(path: Path, file: TextIO) -> Iterator[str]:
+    for line, text in enumerate(file, 1):
+        if "\0" in text:
+            raise DataError(f"{path}, line {line}: it has a NUL, which is no text; save the table anew as “CSV UTF-8”")
+        yield text
+
+
+@contextmanager
+def _any_length() -> Iterator[None]:
+    """Cells of more than csv's 131,072 characters: a picture in base64 is one."""
+    before = csv.field_size_limit(LARGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _quotes(path: Path, begin: int, failed: int, separator: str) -> str:
+    """What is wrong with the row that begins there, told where its last quote opens."""
+    with opened(path, newline="") as file:
+        line, closed = _opening(islice(file, begin - 1, None), begin, separator)
+    if not closed:
+        return f"{path}, line {line}: the quote that opens here is never closed; close it; a quote inside a cell is written twice"
+    ends = f" in line {failed}" if failed != line else ""
+    return f"{path}, line {line}: a cell's quote closes before its end{ends}; a quote inside a cell is written twice"
+
+
+def _opening(lines: Iterator[str], begin: int, separator: str) -> tuple[int, bool]:
+    """The line of the first quote that is not followed by a cell's end, and whether it is closed at all."""
+    opens, quoted, fresh = begin, False, True
+    for line, text in enumerate(lines, begin):
+        place = 0
+        while place < len(text):
+            each, place = text[place], place + 1
+            if quoted and each == '"' and text[place : place + 1] == '"':
+                place += 1
+            elif quoted and each == '"':
+                if text[place : place + 1] not in ("", separator, "\r", "\n"):
+                    return opens, True
+                quoted = False
+            elif not quoted and each == '"' and fresh:
+                opens, quoted = line, True
+            fresh = not quoted and each in (separator, "\r", "\n")
+    return opens, not quoted
+
+
+def column(name: str) -> str:
+    """The name of a column as mmlora writes it: `Choice A` is choice_a."""
+    return re.sub(r"[\s-]+", "_", name.strip()).lower()
+
+
+def check_columns(found: Iterable[str], known: Sequence[str]) -> None:
+    """Raise `ValueError` for a column that nothing is called."""
+    for name in found:
+        if name not in known:
+            near = get_close_matches(name, known, 1, 0)
+            raise ValueError(f"no column is called {name!r:.60}; the nearest is {near[0]!r}")
+
+
+def _check_header(columns: list[str], known: Sequence[str]) -> None:
+    check_columns(filter(None, columns), known)
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise ValueError(f"two columns are called {twice[0]!r}")
+    if missing := [name for name in NEEDED if name not in columns]:
+        raise ValueError(f"there is no column {', '.join(missing)}")
+
+
+def _check_nameless(place: int, cells: list[str]) -> None:
+    """Raise `ValueError` for a column without a name that holds more than the rows' numbers."""
+    numbers = {cell.strip() for cell in cells}
+    if numbers <= {""} or len(numbers) == len(cells) and all(re.fullmatch("[0-9]{1,18}", each) for each in numbers):
+        return
+    filled = next(filter(str.strip, cells))
+    raise ValueError(f"column {place + 1} has no name and holds {filled!r:.60}; name it or delete it")
+
+
+def _cells(columns: list[str], cells: list[str]) -> dict[str, Any] | str:
+    named = 1 + max(place for place, name in enumerate(columns) if name)
+    if len(cells) < named or any(cells[len(columns) :]):
+        return f"it has {len(cells)} cells for {len(columns)} columns"
+    row: dict[str, Any] = {name: cell for name, cell in zip(columns, cells) if name and cell}
+    choices = [row.pop(name, "") for name in CHOICES]
+    while choices and not choices[-1]:
+        choices.pop()
+    return {**row, "choices": choices}
