@@ -58,6 +58,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # or else a power cut may leave the new name with nothing in it
         aside.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # the name that was asked for
+        raise
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

@@ -1,13 +1,20 @@
 """`mmlora run`: what it refuses, how it fails, and what it leaves of a notebook's outputs."""
 
+import json
+import os
+import shlex
+import signal
+import subprocess
 import sys
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from mmlora import headless
-from mmlora.headless import NOTEBOOK, WIDGET, RunError, run, tidied
+from mmlora import execution, headless
+from mmlora.files import FileError
+from mmlora.headless import NOTEBOOK, WIDGET, Interrupted, RunError, run, tidied
+from mmlora.paths import RESULTS
 from mmlora.settings import Settings
 
 # The notebook that is left.
@@ -107,6 +114,104 @@ def test_a_run_that_ends_early_says_why_and_the_way_to_go_on(tmp_path, monkeypat
         run(Settings(minutes=2.5, seed=7), out=folder, resume=True)
     again = nbformat.read(folder / NOTEBOOK, 4)
     assert f"{folder} True" in "".join(o.get("text", "") for c in again.cells for o in c.get("outputs", ()))
+
+
+def notebook_of(folder, *cells: str) -> None:
+    """A notebook 04 of these cells, after one with its parameters."""
+    first = new_code_cell("CHANGES, OUT, RESUME = {}, None, False", metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    nbformat.write(new_notebook(cells=[first, *map(new_code_cell, cells)], metadata=kernel), folder / NOTEBOOK)
+
+
+PRESSED = """
+import os, signal, threading
+from pathlib import Path
+Path(OUT, "pid").write_text(str(os.getpid()))
+try:
+    for _ in range({times}):
+        os.kill(os.getppid(), signal.{name})
+    threading.Event().wait(60)
+except KeyboardInterrupt:
+    Path(OUT, "kept").touch()
+    raise
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+@pytest.mark.parametrize("name, times, code", [("SIGINT", 2, 130), ("SIGTERM", 1, 143)])
+def test_a_run_that_is_asked_to_stop_keeps_what_it_has_and_says_how_to_go_on(tmp_path, monkeypatch, name, times, code):
+    """The kernel gets the interrupt, a second Ctrl-C changes nothing, no cell begins afterwards, and no kernel stays."""
+    before = {number: signal.getsignal(number) for number in execution.SIGNALS}
+    notebook_of(tmp_path, PRESSED.format(times=times, name=name), "Path(OUT, 'went on').touch()")
+    monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path)
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted) as caught:
+        run(Settings(minutes=2.5), out=folder)
+    assert str(caught.value) == (
+        f"stopped. What was done is kept in {folder}; go on with: python -m mmlora run --minutes 2.5 --out {folder} --resume"
+    )
+    assert caught.value.code == code and (folder / "kept").is_file() and not (folder / "went on").exists()
+    assert "KeyboardInterrupt" in (folder / NOTEBOOK).read_text()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / "pid").read_text()), 0)
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+def test_a_run_that_is_asked_to_stop_while_no_cell_runs_begins_none(tmp_path, monkeypatch):
+    stop = execution.Stop()
+    with stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(execution.Stopped):
+            stop.between_cells(cell=None, cell_index=1)
+
+
+@pytest.mark.parametrize("name", ["exp_{lr}", "{", "{0} {pm}", "50 % #1 'é' \"q\"", ".run.", "~"])
+def test_any_name_may_be_a_runs_folder(tmp_path, monkeypatch, name):
+    notebook_of(tmp_path, "raise ValueError(OUT)")
+    monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path)
+    with pytest.raises(RunError, match="with ValueError") as caught:
+        run(Settings(), out=tmp_path / name)
+    command = str(caught.value).rpartition("go on with: ")[2]
+    assert shlex.split(command)[-3:] == ["--out", str(tmp_path / name), "--resume"]
+    assert "ValueError" in (tmp_path / name / NOTEBOOK).read_text()
+
+
+@pytest.mark.parametrize("name, reason", [("file/run", "Not a directory"), ("n" * 300, "File name too long")])
+def test_a_folder_that_cannot_be_had_is_a_sentence(no_notebook, tmp_path, name, reason):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=f"cannot be used .{reason}"):
+        run(Settings(), out=tmp_path / name)
+
+
+def test_a_folder_whose_name_no_notebook_can_hold_is_refused(no_notebook, tmp_path):
+    with pytest.raises(RunError, match="is no UTF-8; choose another"):
+        run(Settings(), out=tmp_path / "\udcff")
+
+
+def test_a_notebook_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capsys):
+    """Its place is taken while it runs; what is trained goes on, and that is said once."""
+    taken = f"from pathlib import Path; it = Path(OUT, {NOTEBOOK!r}); it.unlink(); it.mkdir()"
+    notebook_of(tmp_path, taken, "print('still here')", "raise ValueError('the end')")
+    monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path)
+    with pytest.raises(RunError, match="with ValueError: the end"):
+        run(Settings(), out=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "still here" in said and said.count("the executed notebook is not written: ") == 1
+
+
+def test_a_report_that_cannot_be_written_is_all_that_is_missing(tmp_path, monkeypatch, capsys):
+    record = json.loads((RESULTS / "one_hour_smolbridge.json").read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps(record.get("figures", record)))
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(
+        RunError, match="the report is missing, and nothing else: .*report.html cannot be used"
+    ) as caught:
+        headless._finish(tmp_path)
+    assert f"adapter   {tmp_path / 'adapter'}" in capsys.readouterr().out
+    (tmp_path / "report.html").rmdir()
+    subprocess.run(shlex.split(str(caught.value).rpartition("write it with: ")[2]), check=True)
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_without_the_notebooks_packages_it_says_what_to_install(tmp_path, monkeypatch):
