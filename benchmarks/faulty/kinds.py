@@ -122,7 +122,7 @@ def damaged(case: Case) -> Fault:
         outcome = ("the same end" if same else "another end") + (", and said so" if words else "")
         if not same and not words:
             counted.add(verdict.WRONG)
-        if place == "checkpoint" and min(progress.read()["step"], default=HALF) < HALF - 1:
+        if place == "checkpoint" and min(progress.read()["step"], default=HALF) < HALF:
             counted.add(verdict.LOST)  # an older one was there
     return case.record(place, outcome, counted, last, file=str(file.relative_to(folder)), **done)
 
