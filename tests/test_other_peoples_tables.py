@@ -265,6 +265,9 @@ def test_a_tsv_file_is_a_table_where_there_is_no_other(tmp_path):
     (f",{HEAD}\n1,Which?,x,y,A\n1,Where?,x,y,A\n", "line 1: column 1 has no name and holds '1'"),
     (f"{HEAD}\nWhich?,x,y,A,more\n", "line 2: problem test-0: it has 5 cells for 4 columns"),
     (f"{HEAD},Answer\nWhich?,x,y,A,B\n", "line 1: two columns are called 'answer'"),
+    ("question,choices,answer\nWhich?,x y,A\n", "line 1: no column is called 'choices': write each choice into a column of"),
+    ("Which?|x|y|A\n", "line 1: it names no column such as question, choice_a"),
+    ("", "line 1: it names no column such as question, choice_a"),
     (f'{HEAD}\nWhich?,x,y,A\n"Where?,x,y,A\n' + "Which?,x,y,A\n" * 900, "line 3: the quote that opens here is never closed"),
     (f'{HEAD}\n"Two\nlines?",x,"y,A\n' + "Which?,x,y,A\n" * 9, "line 3: the quote that opens here is never closed"),
     (f'{HEAD}\nWhich?,x,y,A\n"Where?,x,y,A\nWhich?,"x",y,A\n', "line 3: a cell's quote closes before its end in line 4"),
@@ -413,6 +416,13 @@ def test_official_pictures_that_are_all_missing_stop_too(tmp_path):
 def test_what_the_disk_objects_to_is_a_sentence(tmp_path):
     with pytest.raises(DataError, match="x is no source of problems|cannot read"):
         load_problems("x" * 5000)
+    with pytest.raises(DataError, match="names the home folder of nobody on this machine"):
+        load_problems("~nobody-of-this-name/problems")
+    for split in ("/train", "../train", "a/b", ""):
+        with pytest.raises(
+            DataError, match="the split is .*, which cannot name a file|has no problems of the split ''"
+        ):
+            load_problems(tmp_path, split)
     if not Path("/proc/self/mem").exists():
         pytest.skip("no file here that exists and cannot be read")
     (tmp_path / "a.png").symlink_to("/proc/self/mem")  # its owner may open it, and reading it is an error of the disk

@@ -133,6 +133,15 @@ def check_columns(found: Iterable[str], known: Sequence[str]) -> None:
 
 
 def _check_header(columns: list[str], known: Sequence[str]) -> None:
+    if not set(columns) & set(known):
+        raise ValueError(
+            f"it names no column such as {', '.join(NEEDED)}; the first line of a table names its columns, with commas, semicolons "
+            "or tabs between"
+        )
+    if "choices" in columns:
+        raise ValueError(
+            "no column is called 'choices': write each choice into a column of its own, choice_a, choice_b and so on"
+        )
     check_columns(filter(None, columns), known)
     if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise ValueError(f"two columns are called {twice[0]!r}")

@@ -54,6 +54,10 @@ def load_problems(
     """
     if missing_images not in get_args(MissingImages):
         raise DataError(f'missing_images is {missing_images!r}; it can be "error" or "text-only"')
+    if Path(split).name != split:
+        raise DataError(
+            f"the split is {split!r:.60}, which cannot name a file; give train, validation, test or transfer"
+        )
     with reading(data):
         problems = list(islice(_read(data, split, limit, missing_images), limit))
     if not problems and limit != 0:
@@ -78,7 +82,7 @@ def licence(data: str | Path, problems: Sequence[Problem]) -> str:
     """The licence of these problems by the hub's name for it; "other" where nobody said."""
     if isinstance(data, str) and (guest := guests.guest("problems", data)):
         return guest.LICENCE
-    path = Path(data).expanduser()
+    path = _path(data)
     official_files = all(os.path.isfile(path / name) for name in ("problems.json", "pid_splits.json"))
     if official_files and all(problem.id.isdigit() for problem in problems):  # ScienceQA's own ids are numbers
         return SCIENCEQA_LICENCE
@@ -89,7 +93,7 @@ def licence(data: str | Path, problems: Sequence[Problem]) -> str:
 def _read(data: str | Path, split: str, limit: int | None, missing_images: MissingImages) -> Iterable[Problem]:
     if isinstance(data, str) and (guest := guests.guest("problems", data)):
         return guest.load(split, limit)
-    path = Path(data).expanduser()
+    path = _path(data)
     if os.path.isdir(path):
         return _in_folder(path, split, limit, missing_images)
     if path.suffix == ".parquet" and os.path.isfile(path):
@@ -102,6 +106,15 @@ def _read(data: str | Path, split: str, limit: int | None, missing_images: Missi
     if isinstance(data, str) and guests.HUB_ID.fullmatch(data) and not os.path.exists(path):
         return parquet.read(_download(data, split), split)
     raise DataError(f"{data!s:.300} is no source of problems; give {_kinds()}")
+
+
+def _path(data: str | Path) -> Path:
+    try:
+        return Path(data).expanduser()
+    except RuntimeError as error:  # ~name of nobody here
+        raise DataError(
+            f"{data!s:.300} names the home folder of nobody on this machine; give the whole path"
+        ) from error
 
 
 def _kinds() -> str:

@@ -143,7 +143,9 @@ def _below(row: dict, pid: str) -> list[str]:
 
 def _json(path: Path) -> dict:
     if not path.exists():
-        raise DataError(f"{path} is missing; ScienceQA's official layout needs it")
+        raise DataError(
+            f"{path} is missing; ScienceQA's official layout needs it, and your own problems.json is a list, [{{…}}, {{…}}]"
+        )
     with opened(path) as file:
         text = file.read()
     try:
