@@ -407,6 +407,13 @@ def test_a_run_without_any_picture_stops_whatever_was_asked(tmp_path):
         assert load_problems(tmp_path, limit=limit, missing_images="text-only")
 
 
+def test_names_of_missing_pictures_stay_on_one_line(tmp_path):
+    as_jsonl(tmp_path, {**ROW, "image": "two\nlines" * 20})
+    with pytest.raises(DataError, match="1 of 1 pictures are missing") as caught:
+        load_problems(tmp_path)
+    assert str(caught.value).isprintable()
+
+
 def test_official_pictures_that_are_all_missing_stop_too(tmp_path):
     as_official(tmp_path, {**ROW, "image": "image.png"})
     with pytest.raises(DataError, match="1 of 1 pictures are missing: problem 7 .*; not one was found, so probably"):

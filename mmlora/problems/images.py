@@ -12,7 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote
 from urllib.request import url2pathname
 
-from mmlora.problems.rows import DataError, MissingImages, check_text, is_blank, is_null
+from mmlora.problems.record import called
+from mmlora.problems.rows import PATH, DataError, MissingImages, check_text, is_blank, is_null
 
 NAMED = 5  # how many of the missing pictures a message names
 LONGEST = 255  # bytes that a file system allows a name
@@ -107,7 +108,7 @@ def without_missing(
     missing = [row for row in pictures if not is_there(row["image"])]
     if not missing:
         return rows
-    named = ", ".join(f"{row['where']} ({row['image']})" for row in missing[:NAMED])
+    named = ", ".join(f"{row['where']} ({called(row['image'], PATH)})" for row in missing[:NAMED])
     found = f"{place}: {len(missing)} of {len(pictures)} pictures are missing: {named}{', …' * (len(missing) > NAMED)}"
     if len(missing) == len(pictures) and not is_any():
         raise DataError(

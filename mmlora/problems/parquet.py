@@ -14,7 +14,7 @@ from datasets import Features, Image, Sequence, Value
 
 from mmlora.problems.images import Finder
 from mmlora.problems.record import Problem, ProblemError, called
-from mmlora.problems.rows import DataError, identity, to_problem, to_row, writing
+from mmlora.problems.rows import DataError, identity, reason, to_problem, to_row, writing
 
 OWN = ("id", "caption", "wording")  # what a file may lack
 #: The 13 fields of derek-thomas/ScienceQA, in its order and with its types, and what `Problem` adds to them.
@@ -100,7 +100,7 @@ def _rows(path: Path) -> Iterator[dict]:
             yield from _values(batch, path, first)
             first += batch.num_rows
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet ({error}); delete it and get it anew") from error
+        raise DataError(f"{path} cannot be read as parquet ({reason(error)}); delete it and get it anew") from error
 
 
 def _values(rows: pa.RecordBatch, path: Path, first: int) -> list[dict]:
@@ -109,4 +109,6 @@ def _values(rows: pa.RecordBatch, path: Path, first: int) -> list[dict]:
     except (ValueError, OverflowError) as error:  # such as a text that is not UTF-8
         if rows.num_rows > 1:
             return [row for place in range(rows.num_rows) for row in _values(rows.slice(place, 1), path, first + place)]
-        raise DataError(f"{path}, row {first}: it cannot be read ({error}); mend it or get the file anew") from error
+        raise DataError(
+            f"{path}, row {first}: it cannot be read ({reason(error)}); mend it or get the file anew"
+        ) from error

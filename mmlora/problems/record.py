@@ -27,11 +27,11 @@ class ProblemError(MMLoraError, ValueError):
     """A problem that cannot be used; the message names its id and says what to do."""
 
 
-def called(name: object) -> str:
-    """An id as a message shows it: short, and on one line."""
+def called(name: object, most: int = SHOWN) -> str:
+    """An id or a path as a message shows it: short, and on one line."""
     text = str(name)
     shown = text if text.isprintable() else ascii(text)
-    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+    return shown if len(shown) <= most else f"{shown[:most]}…"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ FIELDS = tuple(field.name for field in fields(Problem))
 REQUIRED = ("question", "choices", "answer")
 TEXTS = tuple(name for name in FIELDS if name not in ("choices", "answer", "image"))
 MissingImages = Literal["error", "text-only"]  # what to do where a picture is not there
+PATH = 300  # how many characters of a path a message shows
 UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode's categories of what leaves no ink
 
 
@@ -128,7 +129,7 @@ def reading(place: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot read {place!s:.300}: {_reason(error)}") from error
+        raise DataError(f"cannot read {called(place, PATH)}: {reason(error)}") from error
 
 
 def _choices(choices: object) -> tuple[str, ...]:
@@ -187,7 +188,7 @@ def _picture(image: object, own: bool) -> Image.Image | None:
     if not isinstance(image, (bytes, Path)):
         raise ValueError(f"image is {image!r:.60}, not a picture")
     data = image if isinstance(image, bytes) else _content(image)
-    path = "" if isinstance(image, bytes) else str(image)
+    path = "" if isinstance(image, bytes) else called(image, PATH)
     if not data:
         raise ValueError(f"its picture{path and f' {path}'} is empty, 0 bytes; put the whole file there")
     try:
@@ -200,17 +201,17 @@ def _picture(image: object, own: bool) -> Image.Image | None:
 
 def _damage(error: Exception) -> str:
     usual = isinstance(error, (OSError, SyntaxError, ValueError, Image.DecompressionBombError))
-    return _reason(error) if usual else f"it is damaged inside: {type(error).__name__}"
+    return reason(error) if usual else f"it is damaged inside: {type(error).__name__}"
 
 
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"its picture {path} cannot be read ({_reason(error)})") from error
+        raise ValueError(f"its picture {called(path, PATH)} cannot be read ({reason(error)})") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What an error says, on one line."""
     said = getattr(error, "strerror", None) or " ".join(str(error).split())
     return said or type(error).__name__
