@@ -86,9 +86,12 @@ class Budget:
 
     def go_on(self, file: Path) -> None:
         """Count what sessions before this one spent on everything but training, which its checkpoints know."""
-        spent = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        for part in spent.keys() - {"train"}:
-            self.add(part, spent[part])
+        try:
+            spent = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            for part in spent.keys() - {"train"}:
+                self.add(part, float(spent[part]))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            print(f"{file} cannot be read ({error}), so minutes that earlier sessions spent are not counted")
 
     def training_minutes(self, scoring: float) -> float:
         """What is left for training when `scoring` minutes are kept for the end.

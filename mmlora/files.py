@@ -71,7 +71,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder aside to write into, which takes the place of `folder` when all of it is written. Raises `OSError` as the disk does."""
     aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("part", "old"))
     for left_over in (aside, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+        _remove(left_over)
     try:
         aside.mkdir(parents=True)
         yield aside
@@ -84,7 +84,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise
     finally:
         for left_over in (aside, old):
-            shutil.rmtree(left_over, ignore_errors=True)
+            _remove(left_over)
+
+
+def _remove(path: Path) -> None:
+    """A folder, or the file or link that had its name."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from mmlora.adapters.towers import TowerError, tower_of
 from mmlora.encoding.conversation import Conversation
 from mmlora.encoding.samples import Samples
 from mmlora.experiment import Experiment
+from mmlora.models import connector
 from mmlora.models.connector import FILE, ConnectorError, adopt, own_way
 from mmlora.models.vlm import base_model, load_base
 from mmlora.problems.captions import captioned, further_captioned
@@ -218,6 +219,33 @@ def test_a_run_aligns_first_and_keeps_what_was_learned(folder, tmp_path, monkeyp
     other.load_model()
     with pytest.raises(ConnectorError, match="was aligned with seed 0, not 1; give the same or choose another folder"):
         other.align()
+
+
+def test_an_interrupted_alignment_leaves_nothing_and_can_be_taken_again(folder, tmp_path, monkeypatch):
+    """What it had looked at was left in the run's folder, hundreds of megabytes."""
+    monkeypatch.setattr(aligned, "ENOUGH", 24)
+    monkeypatch.setattr(aligned, "FEWEST", 20)
+    vlm, original = load_base(folder), aligned.read
+
+    def press(*given):
+        raise KeyboardInterrupt
+
+    def take():
+        return connector.aligned(vlm, PAIRS[:24], (), 0.01, tmp_path, learn_to_read)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(aligned, "read", press)
+        take()
+    assert not list(tmp_path.iterdir()) and vlm.base == load_base(folder).base
+    assert aligned.read is original and take().base != load_base(folder).base
+    content = bytearray((tmp_path / FILE).read_bytes())
+    content[-3] ^= 4
+    (tmp_path / FILE).write_bytes(content)
+    vlm = load_base(folder)
+    with pytest.raises(ConnectorError, match="connector.safetensors is not what was written: remove it"):
+        take()
+    (tmp_path / FILE).unlink()
+    assert take().base != load_base(folder).base
 
 
 def test_a_hub_models_connector_learns_through_its_decoder_where_the_settings_ask_for_it(tmp_path, monkeypatch):

@@ -38,6 +38,15 @@ def test_a_bad_value_is_one_sentence():
     assert result.exit_code == 2 and "--minutes" in result.output
 
 
+@pytest.mark.parametrize("place, reason", [("file/run", "Not a directory"), ("n" * 300, "File name too long")])
+def test_a_folder_that_cannot_be_had_is_one_sentence(tmp_path, place, reason):
+    (tmp_path / "file").touch()
+    for command in (("run", "--out"), ("data", "build", "--folder")):
+        done = mmlora(*command, str(tmp_path / place))
+        assert done.returncode == 2 and reason in done.stderr, done.stderr
+        assert done.stderr.startswith("mmlora: ") and "Traceback" not in done.stderr
+
+
 def test_another_minisqa_does_not_take_the_place_that_runs_look_at():
     done = CliRunner().invoke(cli.app, ["data", "build", "--seed", "1"])
     assert done.exit_code == 2 and "name a --folder" in " ".join(done.output.replace("│", " ").split())

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from mmlora import guests
@@ -31,6 +32,7 @@ Learn = Callable[
     [VLM, Sequence[Captioned], Iterable[Captioned], float, Path, int], tuple[dict[str, torch.Tensor], dict]
 ]
 FILE, RECORD = "connector.safetensors", "align.json"
+DIGEST = "connector_sha256"  # in the record
 ALIGNED = "mmlora_connector"  # a base's attribute: the tensors that it adopted
 
 
@@ -70,20 +72,30 @@ def aligned(
         _check(folder, mine)
     elif package is None or processes.first():
         learn = otherwise if package is None else package.learn_to_read
-        tensors, record = learn(vlm, captioned, further, minutes, folder, seed)
+        with TemporaryDirectory(prefix=".align-", dir=folder, ignore_cleanup_errors=True) as work:
+            tensors, record = learn(vlm, captioned, further, minutes, Path(work), seed)
         if processes.first():
-            write_whole(folder / RECORD, json.dumps(mine | record, indent=1) + "\n")
-            save_file(tensors, folder / FILE)
+            _write(folder, tensors, mine | record)
     processes.wait()
     return kept(vlm, folder)
 
 
+def _write(folder: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+    """The record first: a connector without one would pass unchecked."""
+    content = save(tensors)
+    record |= {DIGEST: sha256(content).hexdigest()}
+    write_whole(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    write_whole(folder / FILE, content)
+
+
 def _check(folder: Path, mine: dict[str, Any]) -> None:
-    """Raise `ConnectorError` where the folder's record says that its connector was learned otherwise."""
+    """Raise `ConnectorError` where the folder's record says that its connector was learned otherwise, or is another one."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
     except ValueError as error:
         raise ConnectorError(f"{folder / RECORD} is no JSON ({error}); choose another folder") from error
+    if record.get(DIGEST, "") not in ("", sha256((folder / FILE).read_bytes()).hexdigest()):
+        raise ConnectorError(f"{folder / FILE} is not what was written: remove it, and the connector is aligned anew")
     for name, value in mine.items():
         if record.get(name, value) != value:
             raise ConnectorError(

@@ -7,6 +7,7 @@ more pictures than a run has, so this is done only where the settings ask for it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +45,8 @@ def learn_to_read(
     ]
     try:
         with TemporaryDirectory(dir=work) as folder:
-            settings = TrainSettings(minutes=minutes, learning_rate=RATE, seed=seed)
+            never = math.inf  # nothing goes on from a checkpoint of this
+            settings = TrainSettings(minutes=minutes, learning_rate=RATE, seed=seed, checkpoint_minutes=never)
             log = fit(model, Samples(vlm, lessons), settings, folder)
     except BaseException:  # half-learned it would pass for the published one
         for name, parameter in connector.items():
