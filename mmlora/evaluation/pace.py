@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from mmlora.evaluation.scores import Prediction
-from mmlora.models import processes
 from mmlora.problems.record import Problem
 
 Answer = Callable[[list[Problem]], list[Prediction]]
@@ -54,13 +53,16 @@ class Pace:
         """Seconds of what is left that so many of the wanted answers may take."""
         if self.left is None or not count:
             return float("inf")
-        (seconds,) = processes.agreed(self.left() * count / max(count, self.wanted))
-        return seconds
+        return self.left() * count / max(count, self.wanted)
 
     def _next(self, done: int, rest: int, seconds: float) -> int:
-        """How many more to answer in one call, when so many seconds are left for them."""
-        (pace,) = processes.agreed(self.seconds)
-        if self.left is None or (not done and rest * pace <= SLACK * seconds):
+        """How many more to answer in one call, when so many seconds are left for them: the same in every process."""
+        if self.left is None:
+            return rest
+        from mmlora.models import processes  # here, for it brings torch, which saved answers need not wait for
+
+        pace, seconds = processes.agreed(self.seconds, seconds)
+        if not done and rest * pace <= SLACK * seconds:
             return rest
         fits = int(seconds / pace) if seconds > 0 else 0
         if not done:
