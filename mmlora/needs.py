@@ -69,7 +69,7 @@ class Needs:
         if self.memory(2):
             lines["memory in all"] = f"roughly {_gb(self.memory(4))} in float32, {_gb(self.memory(2))} in 16 bits"
         else:
-            lines["memory in all"] = "not known: its configuration is not here, or of another kind"
+            lines["memory in all"] = "not known yet: its configuration is not here, or of another kind"
         if self.memory(2) and self.parameters >= LARGE:
             lines["with NF4"] = (
                 f"roughly {_gb(self.memory_nf4())}: mmlora run --four-bit on an NVIDIA card, with bitsandbytes"

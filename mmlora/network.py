@@ -40,22 +40,24 @@ def reason(error: BaseException, server: str) -> str:
     if getattr(error, "response", None) is not None:
         return _answered(error, server)
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.errno in FULL:
-        return "no space is left on the disk: free some, or set HF_HOME to a folder on a larger disk"
-    if isinstance(error, OSError) and error.errno in FORBIDDEN:
-        return f"{error.filename or 'the cache'} cannot be written to: set HF_HOME to a folder where you may write"
     if problem := settings_problem():
         return problem
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename} cannot be read or written ({error.strerror or text})"
     if "CERTIFICATE_VERIFY_FAILED" in text or isinstance(error, ssl.SSLError):
         return (
             f"the certificate of {server} cannot be verified ({text}): where a company's proxy opens connections, set "
             "SSL_CERT_FILE to a file with its certificate"
         )
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "no space is left on the disk: free some, or set HF_HOME to a folder on a larger disk"
+    if isinstance(error, OSError) and error.errno in FORBIDDEN:
+        return f"{error.filename or 'the cache'} cannot be written to: set HF_HOME to a folder where you may write"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be read or written ({error.strerror or text})"
     if "Bearer" in text or isinstance(error, UnicodeEncodeError):  # the text would show the token
         return "your token holds characters that cannot be sent: set HF_TOKEN anew, or run `hf auth login`"
-    if isinstance(error, ValueError):
+    if isinstance(
+        error, (ValueError, LookupError, TypeError, AssertionError)
+    ):  # from reading what is no answer of a hub
         return (
             f"what answers at {server} is no hub ({text}): check HF_ENDPOINT, and whether the network asks for a login"
         )

@@ -87,7 +87,7 @@ def test_a_configuration_that_is_none_is_a_sentence(answers):
     for way in ("plan", "model"):
         assert "config.json of maker/broken is no JSON (" in answers["maker/broken"][way]
         assert "config.json of maker/list is no JSON object" in answers["maker/list"][way]
-    assert "has no decoder" in answers["maker/clip"]["plan"]
+    assert "writes no words" in answers["maker/clip"]["plan"]
 
 
 def test_a_page_that_is_no_hub_is_told(tmp_path):
@@ -144,7 +144,9 @@ def test_models_and_data_end_in_that_sentence(tmp_path, value):
 
 def test_a_proxy_that_does_not_answer_is_named(tmp_path):
     ways = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
-    said = child("http://hub.example", tmp_path, "asked", "maker/any", module="test_network", **ways).answers["maker/any"]
+    said = child("http://hub.example", tmp_path, "asked", "maker/any", module="test_network", **ways).answers[
+        "maker/any"
+    ]
     for each in said.values():
         assert "cannot be reached through the proxy http://127.0.0.1:9, which HTTP_PROXY names" in each
 
@@ -154,7 +156,10 @@ def test_a_proxy_that_does_not_answer_is_named(tmp_path):
     [
         (OSError(errno.ENOSPC, "No space left on device"), "no space is left on the disk"),
         (PermissionError(errno.EACCES, "Permission denied", "/cache/x"), "/cache/x cannot be written to"),
-        (ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), "set SSL_CERT_FILE to a file"),
+        (
+            ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"),
+            "set SSL_CERT_FILE to a file",
+        ),
         (UnicodeEncodeError("ascii", "Bearer ‘hf’", 7, 8, "ordinal not in range"), "your token holds characters"),
         (RuntimeError("Illegal header value b'Bearer hf_secret '"), "your token holds characters"),
         (json.JSONDecodeError("Expecting value", "<html>", 0), "is no hub"),

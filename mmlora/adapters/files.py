@@ -203,7 +203,7 @@ def _load(model: nn.Module, folder: Path, chosen: bool = False) -> PeftModel:
         raise
     for name, tensor in beside.items():
         own[name].data = tensor.to(own[name].device)  # in the numbers that it was trained in
-    return adapted.eval()
+    return adapted.requires_grad_(False).eval()  # peft lets biases train
 
 
 def _filled(model: nn.Module, config: LoraConfig, tensors: Mapping[str, torch.Tensor], folder: Path) -> PeftModel:
