@@ -124,3 +124,12 @@ def test_a_full_or_locked_disk_is_missing(monkeypatch, tmp_path):
 def test_every_requirement_is_looked_at():
     names = {line.split(">=")[0] for line in doctor.requirements()}
     assert {"torch", "transformers", "peft", "pip"} <= names
+
+
+def test_proxies_that_cannot_work_are_named_and_the_hub_is_not_called_fine(offline, monkeypatch):
+    assert doctor.proxies().state == "OK"
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:9")
+    finding = doctor.proxies()
+    assert finding.state == "to do" and "ALL_PROXY is socks://127.0.0.1:9" in finding.text
+    finding = doctor.hugging_face(doctor.hub_answer())
+    assert finding.state == "to do" and "fine" not in finding.text

@@ -10,6 +10,7 @@ import pytest
 
 from mmlora import needs as module
 from mmlora.adapters.lora import attach
+from mmlora.models.vlm import UnknownModel
 from mmlora.needs import needs
 from mmlora.paths import RESULTS
 from mmlora.reporting.machine import machine
@@ -90,3 +91,9 @@ def test_larger_batches_and_ranks_need_more(folder):
         needs(str(folder), settings=Settings(batch_size=48)).activations
         == 48 / Settings().batch_size * base.activations
     )
+
+
+def test_an_adapter_is_told_to_ask_for_its_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "maker/base"}')
+    with pytest.raises(UnknownModel, match="is an adapter; a run trains a fresh one: ask for its base, maker/base"):
+        needs(str(tmp_path))
