@@ -166,7 +166,7 @@ def _kept_processor(own: Any, folder: Path) -> Any:
         print(f"{folder} keeps a tokenizer and no processor of pictures, so both are taken from the base")
         return own
     try:
-        return type(own).from_pretrained(folder)
+        return type(own).from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises no kind of its own
         reason = " ".join(str(error).split())[:300]
         raise AdapterError(f"the processor in {folder} cannot be read ({reason}); copy or fetch it again") from error
