@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from mmlora import guests
 from mmlora.adapters.config import CONFIG, named_base
 from mmlora.models import catalog, hub
-from mmlora.models.vlm import UnknownModel, refuse_speechless, register
+from mmlora.models.vlm import UnknownModel, refuse_speechless
 from mmlora.paths import RESULTS
 from mmlora.reporting.machine import GB, machine
 from mmlora.reporting.record import Metrics, MetricsError
@@ -105,7 +105,7 @@ def needs(name: str, *, problems: int = 12_726, settings: Settings = Settings())
         total, missing = guests.guest("models", entry.name).download()
         found = hub.Sizes(total, missing, entry.parameters, None)
     elif (Path(name) / "config.json").is_file():
-        register(Path(name))
+        hub.known_config(Path(name) / "config.json", name)
         found = hub.folder_sizes(Path(name))
     else:
         found = hub.sizes(entry.repo if entry and entry.repo else name)

@@ -4,6 +4,7 @@ import base64
 import copy
 import errno
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ from transformers import CLIPConfig
 
 from mmlora.files import sha256
 from mmlora.models import base
+from mmlora.models.hub import HubError
 from mmlora.models.resolution import ResolutionError
 from mmlora.models.vlm import UnknownModel, load_base
 from mmlora.smolbridge import assemble, processor, wheels
@@ -462,3 +464,53 @@ def test_the_bundled_connector_reads_pictures(real_vlm):
     assert max(lengths) <= real_vlm.model.config.visual_tokens
     assert np.mean([right(p) for p in problems]) > 0.8
     assert np.mean([right(p.blanked()) for p in problems]) < 0.5
+
+
+# A folder from elsewhere: no pickle is opened, no code of its own runs, and what is damaged is a sentence.
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    return families.save(families.build("smolvlm"), tmp_path / "base")
+
+
+def changed(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def only_pickles(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def code_for_the_model(folder):
+    changed(folder / "config.json", model_type="theirs", auto_map={"AutoModelForImageTextToText": "theirs.Model"})
+
+
+def code_for_the_processor(folder):
+    changed(folder / "processor_config.json", processor_class="Theirs", auto_map={"AutoProcessor": "theirs.Processor"})
+
+
+def cut_short(folder):
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+
+
+def broken_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (only_pickles, r"only as pickles \(pytorch_model.bin\)"),
+        (code_for_the_model, "needs code of its own .* which mmlora never runs"),
+        (code_for_the_processor, "cannot be loaded: "),
+        (cut_short, "cannot be loaded: "),
+        (broken_tokenizer, "cannot be loaded: "),
+    ],
+)
+def test_a_folder_that_must_not_or_cannot_be_loaded_is_a_sentence(foreign, tmp_path, harm, words):
+    (foreign / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    harm(foreign)
+    with pytest.raises(HubError, match=words):
+        load_base(foreign)
+    assert not (tmp_path / "ran").exists(), "its code ran"

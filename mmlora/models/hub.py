@@ -129,22 +129,31 @@ def _wanted(info: ModelInfo) -> list:
 
 def _announced(info: ModelInfo) -> dict[str, str]:
     """The sha256 of each large file that will be fetched. Raises `HubError` where no weights are safetensors."""
-    names = [file.rfilename for file in info.siblings]
+    refuse_pickles(info.id, [file.rfilename for file in info.siblings])
+    return {file.rfilename: file.lfs.sha256 for file in _wanted(info) if file.lfs}
+
+
+def refuse_pickles(model: str, names: list[str]) -> None:
+    """Raise `HubError` unless these files hold the model's weights as safetensors."""
     if not list(filter_repo_objects(names, allow_patterns=WEIGHTS, ignore_patterns=["*/*"])):
         pickles = list(filter_repo_objects(names, allow_patterns=PICKLES))
         if pickles:
             raise HubError(
-                f"{info.id} has its weights only as pickles ({pickles[0]}), which can run code when opened; "
+                f"{model} has its weights only as pickles ({pickles[0]}), which can run code when opened; "
                 "ask its owner for safetensors, or choose another model"
             )
-        raise HubError(f"{info.id} has no model.safetensors; give the id of a model that transformers can load")
-    return {file.rfilename: file.lfs.sha256 for file in _wanted(info) if file.lfs}
+        raise HubError(f"{model} has no model.safetensors; give a model that transformers can load")
 
 
 def _config(repo: str, revision: str, offline: bool = False) -> dict:
     """config.json, of an architecture that transformers or a guest knows: code in the repository is never needed."""
     file = hf_hub_download(repo, "config.json", revision=revision, local_files_only=offline)
-    config = _json(Path(file), repo)
+    return known_config(Path(file), repo)
+
+
+def known_config(file: Path, model: str) -> dict:
+    """A config.json of an architecture that transformers or a guest knows. Raises `HubError` for any other."""
+    config = _json(file, model)
     kind = str(config.get("model_type"))
     if guest := guests.guest("models", kind):
         guest.register()
@@ -152,11 +161,11 @@ def _config(repo: str, revision: str, offline: bool = False) -> dict:
         return config
     if "auto_map" in config:
         raise HubError(
-            f"{repo} needs code from its repository (architecture {kind!r}), which mmlora never runs; "
+            f"{model} needs code of its own (architecture {kind!r}), which mmlora never runs; "
             "choose a model whose architecture is part of transformers"
         )
     raise HubError(
-        f"transformers {transformers.__version__} does not know the architecture {kind!r} of {repo}; update "
+        f"transformers {transformers.__version__} does not know the architecture {kind!r} of {model}; update "
         "transformers or choose another model"
     )
 

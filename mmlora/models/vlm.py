@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ from mmlora.errors import MMLoraError
 from mmlora.models import base as bases
 from mmlora.models import catalog, hub, processes
 from mmlora.models.base import Base
-from mmlora.models.memory import reuse_blocks
+from mmlora.models.memory import out_of_memory, reuse_blocks
 from mmlora.models.precision import device, nf4, weights_dtype
 from mmlora.models.resolution import see_all, set_side, visual_tokens
 from mmlora.models.words import refuse_unfit
+
+SHOWN = 300  # characters of a library's message
 
 
 class UnknownModel(MMLoraError):
@@ -75,8 +78,8 @@ class TextProcessor:
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> TextProcessor:
-        return cls(AutoTokenizer.from_pretrained(folder))
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> TextProcessor:
+        return cls(AutoTokenizer.from_pretrained(folder, **options))
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -105,10 +108,11 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
             "weights in four bits cannot be sharded; leave four_bit out, or launch without FSDP"
         )
     entry, (folder, base) = catalog.find(name), _locate(name, revision)
-    register(folder)
     reuse_blocks()
-    config = AutoConfig.from_pretrained(folder)
+    with explained(name):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     refuse_speechless(name, config)
+    hub.refuse_pickles(name, [path.name for path in folder.iterdir()])
     sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     on_card = four_bit or (device().type == "cuda" and not processes.sharded())  # not through main memory first
@@ -116,13 +120,17 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     placed: dict[str, Any] = {"device_map": {"": card}} if on_card else {}
     if four_bit:
         placed["quantization_config"] = nf4()
-    model = kind.from_pretrained(folder, dtype=weights_dtype(), use_safetensors=True, **placed)
+    with explained(name):
+        model = kind.from_pretrained(
+            folder, dtype=weights_dtype(), use_safetensors=True, trust_remote_code=False, **placed
+        )
     if processes.sharded():
         processes.shard(decoder_layers(model))
     if not on_card:
         model = model.to(device())
     bases.mark(model, base)
-    processor: Any = (AutoProcessor if sees else TextProcessor).from_pretrained(folder)
+    with explained(name):
+        processor: Any = (AutoProcessor if sees else TextProcessor).from_pretrained(folder, trust_remote_code=False)
     refuse_unfit(name, model, processor)
     see_all(processor)
     if side is not None:
@@ -142,20 +150,33 @@ def refuse_speechless(name: str, config: PretrainedConfig) -> None:
         )
 
 
-def register(folder: Path) -> None:
-    """Let transformers know the guest whose architecture lies in this folder, if it is one's."""
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
-    if guest := guests.guest("models", kind):
-        guest.register()
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """What transformers objects to in a model's files, as one `HubError` sentence; running out of memory stays what it is."""
+    try:
+        yield
+    except MMLoraError:
+        raise
+    except Exception as error:  # a damaged file may end in any of them
+        if out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
+        if "trust_remote_code" in reason or "custom code" in reason:
+            reason = "a file of it asks for code of its own, which mmlora never runs"
+        raise hub.HubError(
+            f"{name} cannot be loaded: {reason}; copy or fetch it again, or choose another model"
+        ) from error
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, Base]:
     """Where the model's files are, fetched if need be, and which base they are."""
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
+        hub.known_config(folder / "config.json", name)
         return folder, bases.of_folder(folder)
     if guest := guests.guest("models", name.lower()):
         folder = guest.folder()
+        guest.register()
         return folder, bases.of_folder(folder)
     entry = catalog.find(name)
     if entry or (guests.HUB_ID.fullmatch(name) and not folder.exists()):
