@@ -41,7 +41,7 @@ from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.machine import git_state
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
-from mmlora.timing import Timing
+from mmlora.timing import BASE_TRIAL, Timing
 from mmlora.training.captions import learn_to_read
 from mmlora.training.fit import fit
 from mmlora.training.log import TrainingError, TrainLog
@@ -124,7 +124,7 @@ class Experiment:
             return print("the baselines were taken before anything was learned and stand")
         with self.budget.watch("score"):
             problems, self.base_predictions = self.timing.baseline(
-                self.test, lambda some: evaluate(self.vlm, some, BASE_METHOD)
+                self.test, lambda some: evaluate(self.vlm, some, BASE_METHOD, progress=len(some) > BASE_TRIAL)
             )
         self.base = score(problems, self.base_predictions)
         self._only(problems, "this machine answers slowly")
