@@ -28,7 +28,7 @@ class Budget:
     minutes: float
     file: Path | None = None  # where `spent` is kept for a session that goes on after this one
     spent: dict[str, float] = field(default_factory=dict)  # minutes by part: data, align, cache, train, score
-    running: float | None = None  # when the part began that runs now, by `perf_counter`
+    running: float | None = None  # `perf_counter` at the start of the part that runs now
 
     @property
     def train_problems(self) -> int | None:
@@ -56,12 +56,12 @@ class Budget:
         return min(200, max(40, round(6 * self.minutes)))
 
     def elapsed(self) -> float:
-        """Minutes that all parts took so far, the one that runs now and those of earlier sessions included."""
+        """Minutes that all parts took so far, including the one that runs now and those of earlier sessions."""
         now = 0.0 if self.running is None else (perf_counter() - self.running) / 60
         return sum(self.spent.values()) + now
 
     def left(self) -> float:
-        """Minutes that are left, below 0 where more were spent."""
+        """Minutes that are left; negative if more were spent."""
         return self.minutes - self.elapsed()
 
     def add(self, part: str, minutes: float) -> None:

@@ -119,7 +119,7 @@ def torch_device() -> Finding:
 
 
 def waiting_threads() -> Finding:
-    """Do threads that wait sleep, so that a busy neighbour costs no more than its share?"""
+    """Do waiting threads sleep, so that another program takes no more than its share of the cores?"""
     used, cores = threads.used_by_others()
     text = f"other programs use {used:.1f} of {cores} cores now"
     if threads.SETTLED:
@@ -185,21 +185,21 @@ def _hub_address() -> str:
 
 
 def proxies() -> Finding:
-    """Can programs get through to a network with the proxies and certificates that are set?"""
+    """Can the proxies and certificates that are set be used?"""
     if problem := network.settings_problem():
         return Finding("proxies", "to do", problem)
-    return Finding("proxies", "OK", "what is set can be used" if urllib.request.getproxies() else "none are set")
+    return Finding("proxies", "OK", "those that are set can be used" if urllib.request.getproxies() else "none are set")
 
 
 def hub_answer() -> str:
-    """Empty if the hub answers at all, asked by the client that fetches from it; else the reason why not."""
+    """Empty if the hub answers huggingface_hub's client, which also fetches from it; else the reason why not."""
     try:
         from huggingface_hub.utils import get_session
 
         get_session().head(_hub_address(), timeout=PATIENCE)
     except (
         Exception
-    ) as error:  # the client's errors differ from release to release, and a broken one shall not end the report
+    ) as error:  # the client's exceptions differ between releases, and a broken client must not end the report
         return network.reason(error, _hub_address())
     return ""
 
@@ -208,7 +208,7 @@ def hugging_face(reason: str) -> Finding:
     """The hub is never required: without it there is SmolBridge and MiniSQA."""
     name = "Hugging Face hub"
     if network.settings_problem():
-        return Finding(name, "to do", f"{_hub_address()} cannot be asked before the proxies are mended, see above")
+        return Finding(name, "to do", f"{_hub_address()} cannot be checked until the proxy settings above are fixed")
     if not reason:
         return Finding(name, "OK", f"{_hub_address()} is reachable: every model and data set by name")
     if "certificate" in reason:

@@ -1,4 +1,4 @@
-"""A notebook executed by papermill: signals reach its kernel, and its file is whole or as it was."""
+"""Executing a notebook with papermill: signals are passed on to its kernel, and its file is never half-written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mmlora.files import FileError, refusals, write_whole
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-#: Ctrl-C, what a machine gets that is taken away, and what a terminal sends that is closed; Windows has no third.
+#: Ctrl-C, what is sent before a machine is shut down, and what a closing terminal sends; Windows lacks SIGHUP.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-GRACE = 60.0  # seconds in which an interrupted cell may keep what it has; then its kernel is ended
+GRACE = 60.0  # seconds that an interrupted cell has for saving; then its kernel is killed
 
 
 class Stopped(Exception):
@@ -25,7 +25,7 @@ class Stopped(Exception):
 
 
 class Stop:
-    """While inside, the first signal interrupts the kernel's cell, and no other cell begins; later ones change nothing."""
+    """Inside, the first signal interrupts the running cell and no other cell begins; later signals are ignored."""
 
     def __init__(self) -> None:
         self.asked: int | None = None  # the signal that came
@@ -34,9 +34,9 @@ class Stop:
         self.end = threading.Timer(GRACE, self._end)
 
     def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():  # no other may choose
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
             for number in SIGNALS:
-                if signal.getsignal(number) not in (None, signal.SIG_IGN):  # nohup ignores the third
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):  # as SIGHUP is under nohup
                     self.before[number] = signal.signal(number, self._take)
         return self
 
@@ -50,7 +50,7 @@ class Stop:
             return
         self.asked = number
         with suppress(OSError):
-            os.write(2, b"\nstopping; what was learned is being kept\n")  # print may be what was interrupted
+            os.write(2, b"\nstopping; what was learned is being saved\n")  # print may be what was interrupted
         self.end.daemon = True
         self.end.start()
         if process := self._process():
@@ -69,12 +69,12 @@ class Stop:
             process.kill()
 
     def between_cells(self, **_: Any) -> None:
-        """nbclient's hook: raises `Stopped` where no other cell may begin."""
+        """nbclient's hook: raises `Stopped` once no other cell may begin."""
         if self.asked is not None:
             raise Stopped
 
     def manager(self) -> type:
-        """nbclient's class of kernel managers, whose one instance a signal then finds."""
+        """A class of kernel managers for nbclient, whose only instance is kept in `kernel` for signals."""
         from jupyter_client.manager import AsyncKernelManager
 
         class Manager(AsyncKernelManager):
@@ -86,7 +86,7 @@ class Stop:
 
 
 class Screen:
-    """A stream that a full disk or a closed pipe at its other end does not turn into the end of a run."""
+    """A stream that ignores write errors, so that a full disk or a closed pipe does not end a run."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -101,10 +101,10 @@ class Screen:
 
 
 class Writer:
-    """papermill's handler for one file: whole or as it was. What the disk refuses is said once and ends nothing."""
+    """papermill's handler for one file, which is never half-written. A write error is printed once and does not end the run."""
 
     def __init__(self) -> None:
-        self.refused: FileError | None = None  # by the last try
+        self.refused: FileError | None = None  # the error of the last try
 
     def write(self, content: str, path: str) -> None:
         try:
@@ -142,5 +142,5 @@ def execute(
 
 
 def _literal(path: Path) -> str:
-    """The path as papermill leaves it: it takes braces for the names of parameters."""
+    """The path with its braces doubled, since papermill reads what is in braces as a parameter's name."""
     return str(path).replace("{", "{{").replace("}", "}}")

@@ -74,7 +74,7 @@ class Experiment:
         self.timing = Timing(settings, self.budget)
         self.begun = False  # training, which leaves the base under an adapter
         self.log: TrainLog | None = None
-        self.interrupted = False  # training broke off, and goes on when it is called again
+        self.interrupted = False  # training was interrupted, and goes on when `fit` is called again
 
     def run(self) -> Metrics:
         """All steps, one after the other."""
@@ -113,7 +113,7 @@ class Experiment:
         self.settings = chosen.for_width(base_model(self.vlm.model).config.get_text_config().hidden_size)
         if seen := seen_by(self.vlm.name):
             print(f"{self.vlm.name} was aligned on {seen}")
-        if hasattr(self, "train"):  # a model may be loaded for itself
+        if hasattr(self, "train"):  # a model may be loaded without problems
             read_back_tokens(self.vlm, [*self.train, *self.test, *self.transfer], chosen.format, chosen.method)
 
     def baselines(self) -> None:
@@ -190,7 +190,10 @@ class Experiment:
         return self.timing.reserved or 0.0
 
     def fit(self) -> TrainLog:
-        """Train for what the budget leaves: `log`. Taken again, it goes on where it broke off, or begins anew and keeps it aside."""
+        """Train for what the budget leaves: `log`.
+
+        Called again, it goes on where training was interrupted, or else begins anew and puts the earlier training aside.
+        """
         goes_on = self.resume or self.interrupted
         if self.interrupted:
             print("training goes on where it was interrupted; to begin it anew, call attach() before fit()")
@@ -234,14 +237,14 @@ class Experiment:
         if not hasattr(self, "base"):
             raise TrainingError(f"there are no baselines to compare with; {ANEW}")
         if self.interrupted:
-            print(f"training was interrupted; what is scored was learned until step {self.log.records[-1]['step']}")
+            print(f"training was interrupted; the model is scored as it was after step {self.log.records[-1]['step']}")
         pace = self.timing.pace or Pace(1.0, 0, None)
         with self.budget.watch("score"):
             found = examine(
                 self.test, self.transfer, self._answer, reader(self.learner), self.budget.control_problems, pace
             )
         self.examination = found
-        self._only(found.test.problems, "the minutes are over")
+        self._only(found.test.problems, "the time is up")
         self.predictions, self.blank_predictions = found.test.predictions, found.blank.predictions
         self.scores, self.blank = score(*found.test), score(*found.blank)
         record = metrics(self, self.log)
@@ -260,7 +263,7 @@ class Experiment:
         return chosen
 
     def _only(self, problems: list[Problem], why: str) -> None:
-        """Score these of the test problems, and the baselines on the same."""
+        """Keep only these of the test problems, and score the baselines on the same."""
         if len(problems) == len(self.test):
             return
         print(f"{why}: {len(problems)} of {len(self.test)} test problems, drawn by lot, are scored")

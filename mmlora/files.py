@@ -1,4 +1,4 @@
-"""Files that are whole or not there: hashes, writing in one step, and a sentence where the disk refuses."""
+"""Files that are whole or not there: hashes, writing in one step, and clear errors for what the disk cannot do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from mmlora.errors import MMLoraError
 
-ROOM, RIGHTS, PLACE = "free some space", "see who may read and write there", "choose another folder"
-#: What a disk or a file system refuses, and what helps.
+ROOM, RIGHTS, PLACE = "free some space", "check who may read and write there", "choose another folder"
+#: Errors of a disk or a file system, and what to do about them.
 REFUSALS = {
     errno.ENOSPC: ROOM, errno.EDQUOT: ROOM, errno.EFBIG: ROOM,
     errno.EACCES: RIGHTS, errno.EPERM: RIGHTS,
     errno.EROFS: PLACE, errno.ENAMETOOLONG: "choose a shorter name", errno.ENOTDIR: PLACE, errno.EISDIR: PLACE,
-    errno.EEXIST: PLACE, errno.ELOOP: PLACE, errno.ENOENT: "see whether it was moved or removed",
+    errno.EEXIST: PLACE, errno.ELOOP: PLACE, errno.ENOENT: "check whether it was moved or removed",
     errno.EIO: "the disk may be damaged: " + PLACE, errno.ESTALE: "the network drive is gone: " + PLACE,
     errno.EMFILE: "close other programs", errno.ENFILE: "close other programs",
 }  # fmt: skip
@@ -49,14 +49,14 @@ def sha256_of_digests(digests: Iterable[str]) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write the file aside, onto the disk, and rename it, so that no reader sees half of it. Raises `OSError` as the disk does."""
+    """Write a temporary file, flush it to the disk and rename it, so that no reader sees half of it. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(aside, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())  # or else a power cut may leave the new name with nothing in it
+            os.fsync(file.fileno())  # or else a power cut may leave an empty file under the new name
         aside.replace(path)
     except OSError as error:
         error.filename, error.filename2 = str(path), None  # the name that was asked for
@@ -68,7 +68,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder aside to write into, which takes the place of `folder` when all of it is written. Raises `OSError` as the disk does."""
+    """A temporary folder to write into, which takes the place of `folder` once all of it is written. Raises `OSError`."""
     aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("part", "old"))
     for left_over in (aside, old):
         _remove(left_over)
@@ -88,7 +88,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """A folder, or the file or link that had its name."""
+    """Remove a folder, or a file or link of that name."""
     shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         path.unlink(missing_ok=True)
@@ -96,10 +96,10 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def refusals(what: str | Path, then: str = "", kind: type[MMLoraError] = FileError) -> Iterator[None]:
-    """Say what a disk or a file system refuses inside, in one sentence of this kind of error.
+    """Turn an error of the disk or the file system into one sentence, as an exception of this `kind`.
 
-    `what` is named where the system names no file; `then` is what to do, where that is more than to mend the cause. Errors of
-    another origin, such as a network's, pass as they are.
+    `what` is named where the system names no file; `then` says what to do, in place of the advice in `REFUSALS`. Other errors,
+    such as those of a network, pass unchanged.
     """
     try:
         yield
@@ -112,10 +112,10 @@ def refusals(what: str | Path, then: str = "", kind: type[MMLoraError] = FileErr
 
 
 def _number(error: Exception) -> int | None:
-    """The system's number of an error, also where a library written in Rust only words it."""
+    """The system's number of an error, also where a library written in Rust gives it only in its message."""
     if isinstance(error, OSError):
         return error.errno
-    if isinstance(error, MMLoraError):  # which was said already
+    if isinstance(error, MMLoraError):  # which has its sentence already
         return None
     worded = re.search(r"\(os error (\d+)\)", str(error))
     return int(worded[1]) if worded else None

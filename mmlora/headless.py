@@ -33,7 +33,7 @@ class RunError(MMLoraError):
 
 
 class Interrupted(RunError):
-    """A run that was asked to stop; `code` is what a shell expects then."""
+    """A run that was interrupted by a signal; `code` is the exit code that shells use for it, 128 plus its number."""
 
     def __init__(self, message: str, number: int = signal.SIGINT):
         super().__init__(message)
@@ -45,7 +45,7 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
 
     Raises `RunError` when the folder is taken, has nothing to resume, a cell failed, the kernel died, the report cannot be
     written, or the notebooks' packages are not installed; `Interrupted` after Ctrl-C or SIGTERM; `FileError` for a folder that
-    the disk refuses.
+    cannot be written.
     """
     folder = _folder(out)
     try:
@@ -79,7 +79,7 @@ def _executed(settings: Settings, folder: Path, resume: bool) -> Path:
     data = settings.data if guests.guest("problems", settings.data) else _there(settings.data)
     changes = replace(settings, model=model, data=data).changes()
     print(f"a run of {settings.minutes:g} minutes; its parts arrive in {folder}\n", flush=True)
-    on = f"The notebook so far is {executed}; when the cause is mended, go on with: {_command(settings, folder)}"
+    on = f"The notebook so far is {executed}; when the cause is fixed, go on with: {_command(settings, folder)}"
     with refusals(folder), Stop() as stop:
         try:
             parameters = {"CHANGES": changes, "OUT": str(folder), "RESUME": resume}
@@ -108,12 +108,12 @@ def _the_way_on(settings: Settings, folder: Path) -> str:
 
 
 def _folder(out: Path | str | None) -> Path:
-    """The whole path of a run's folder; raises `RunError` for a name that a notebook cannot hold."""
+    """The whole path of a run's folder; raises `RunError` for a name that is not UTF-8, which a notebook cannot hold."""
     folder = Path(out).expanduser() if out else new_run()
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
-        raise RunError(f"the folder's name {str(folder)!r} is no UTF-8; choose another") from error
+        raise RunError(f"the folder's name {str(folder)!r} is not valid UTF-8; choose another") from error
     with refusals(folder):
         return folder.resolve()
 
@@ -138,7 +138,7 @@ def _together(settings: Settings, folder: Path, resume: bool) -> Path:
 def _there(name: str) -> str:
     """The whole path of what lies here, for the notebook runs elsewhere; any other name as it is."""
     place = Path(name).expanduser()
-    return str(place.resolve()) if os.path.exists(place) else name  # which no name is too long for
+    return str(place.resolve()) if os.path.exists(place) else name  # os.path: for it no name is too long
 
 
 def _finish(folder: Path, executed: Path | None = None) -> None:
@@ -154,11 +154,11 @@ def _finish(folder: Path, executed: Path | None = None) -> None:
     except FileError as error:
         again = f"from mmlora.reporting.page import html_report; html_report({str(folder)!r})"
         command = shlex.join([sys.executable, "-c", again])
-        raise RunError(f"the report is missing, and nothing else: {error}. Then write it with: {command}") from error
+        raise RunError(f"only the report is missing: {error}. Then write it with: {command}") from error
 
 
 def _check(folder: Path, resume: bool) -> None:
-    """Raise `RunError` for a folder that cannot be a run's, `FileError` where it cannot be had; make it where it is not there."""
+    """Make the folder if it is not there; raise `RunError` if it cannot hold a run, `FileError` if the disk does not allow it."""
     with refusals(folder):
         _check_content(folder, resume)
         folder.mkdir(parents=True, exist_ok=True)

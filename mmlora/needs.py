@@ -69,7 +69,7 @@ class Needs:
         if self.memory(2):
             lines["memory in all"] = f"roughly {_gb(self.memory(4))} in float32, {_gb(self.memory(2))} in 16 bits"
         else:
-            lines["memory in all"] = "not known yet: its configuration is not here, or of another kind"
+            lines["memory in all"] = "not known yet: its configuration is not here, or lacks the sizes"
         if self.memory(2) and self.parameters >= LARGE:
             lines["with NF4"] = (
                 f"roughly {_gb(self.memory_nf4())}: mmlora run --four-bit on an NVIDIA card, with bitsandbytes"
@@ -122,23 +122,26 @@ def needs(name: str, *, problems: int = 12_726, settings: Settings = Settings())
 
 
 def _decoder(name: str, said: dict) -> Any:
-    """The configuration of the part that writes. Raises `UnknownModel` where there is none, `HubError` for one that is unsound."""
+    """The configuration of the language decoder. Raises `UnknownModel` if there is none, `HubError` if it is not valid."""
     kind = said.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
-        raise UnknownModel(f"transformers {transformers.__version__} does not know the architecture {kind!r} of {name}")
+        raise UnknownModel(
+            f"transformers {transformers.__version__} does not know the architecture {kind!r} of {name}; update transformers "
+            "or choose another model"
+        )
     try:
         config = transformers.CONFIG_MAPPING[kind].from_dict(said)
         refuse_speechless(name, config)
         return config.get_text_config()
     except (AttributeError, TypeError, ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise hub.HubError(f"the configuration of {name} is unsound ({reason}); copy or fetch it again") from error
+        raise hub.HubError(f"the configuration of {name} is not valid ({reason}); copy or fetch it again") from error
 
 
 def _widths(config: Any) -> int | None:
     """Inputs plus outputs of a layer's linear maps q, k, v, o, gate, up, down: the numbers that one rank adds to it.
 
-    None for a decoder of another shape, whose configuration calls its sizes otherwise.
+    None for a decoder whose configuration has other names for its sizes.
     """
     names = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
     if not all(isinstance(getattr(config, name, None), int) for name in names):

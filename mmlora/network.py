@@ -1,4 +1,4 @@
-"""Why something could not be had from a server: one phrase with its remedy, from the error that a client raised.
+"""Why fetching from a server failed, and what to do: one phrase, from the exception that the client raised.
 
 Imports only the standard library, so that `doctor` can ask it on a machine that lacks every package.
 """
@@ -25,13 +25,13 @@ ABOUT_TOKENS = re.compile(r"\btokens?\b|credential|expired", re.IGNORECASE)
 
 
 def settings_problem() -> str:
-    """What in the environment keeps every client from asking at all, with its remedy; empty where nothing does."""
+    """Which setting in the environment keeps every client from connecting, and what to do; empty if none does."""
     for kind in ("http", "https", "all"):
         if (address := getproxies().get(kind)) and (problem := _proxy_problem(kind, address)):
             return problem
     file = os.environ.get("SSL_CERT_FILE", "")
     if file and not Path(file).is_file():
-        return f"SSL_CERT_FILE names {file}, which is no file: give a file of certificates in PEM format, or unset it"
+        return f"SSL_CERT_FILE names {file}, which is not a file: give a file of certificates in PEM format, or unset it"
     return ""
 
 
@@ -44,7 +44,7 @@ def reason(error: BaseException, server: str) -> str:
         return problem
     if "CERTIFICATE_VERIFY_FAILED" in text or isinstance(error, ssl.SSLError):
         return (
-            f"the certificate of {server} cannot be verified ({text}): where a company's proxy opens connections, set "
+            f"the certificate of {server} cannot be verified ({text}): if a company's proxy decrypts connections, set "
             "SSL_CERT_FILE to a file with its certificate"
         )
     if isinstance(error, OSError) and error.errno in FULL:
@@ -57,15 +57,15 @@ def reason(error: BaseException, server: str) -> str:
         return "your token holds characters that cannot be sent: set HF_TOKEN anew, or run `hf auth login`"
     if isinstance(
         error, (ValueError, LookupError, TypeError, AssertionError)
-    ):  # from reading what is no answer of a hub
+    ):  # from reading an answer that is not a hub's
         return (
-            f"what answers at {server} is no hub ({text}): check HF_ENDPOINT, and whether the network asks for a login"
+            f"{server} does not answer as a hub does ({text}): check HF_ENDPOINT, and whether the network asks for a login"
         )
     return f"{server} cannot be reached{_through(server)} ({text})"
 
 
 def missing(error: Any) -> bool:
-    """Whether a `RepositoryNotFoundError` means that, and not a token that is none (any more), which the hub answers alike."""
+    """Whether a `RepositoryNotFoundError` means that, and not an invalid or expired token, which the hub answers alike."""
     return not ABOUT_TOKENS.search(_words(error))
 
 
@@ -80,22 +80,22 @@ def gated(error: Any, page: str) -> str:
 
 
 def _words(error: Any) -> str:
-    """The server's own words for its refusal."""
+    """The server's own error message."""
     said = error.response.headers.get("X-Error-Message") or getattr(error, "server_message", None) or ""
     return " ".join(said.split())[:300].rstrip(".")
 
 
 def _answered(error: Any, server: str) -> str:
-    """The phrase for an answer that was an error: the server's own words, and what to do."""
+    """The phrase for an HTTP error: the server's own message, and what to do."""
     status, words = error.response.status_code, _words(error)
     told = f"{status}: {words}" if words else str(status)
     if status == 401 or (status == 403 and ABOUT_TOKENS.search(words)):
         return (
-            f"{server} wants a token, or does not accept yours ({told}): make one on {server}/settings/tokens, then run "
-            "`hf auth login` or set HF_TOKEN; with none at all (HF_TOKEN unset, `hf auth logout`), what is public can be read"
+            f"{server} asks for a token, or does not accept yours ({told}): make one on {server}/settings/tokens, then run "
+            "`hf auth login` or set HF_TOKEN; without any token (HF_TOKEN unset, `hf auth logout`) public repositories can be read"
         )
     if status == 407:
-        return f"the proxy asks for a name and a password ({told}): write them into HTTPS_PROXY, http://name:password@host:port"
+        return f"the proxy asks for a name and a password ({told}): write them into HTTPS_PROXY as http://name:password@host:port"
     if status == 429:
         seconds = _wait(error.response.headers)
         wait = f"wait {seconds} seconds" if seconds is not None else "wait some minutes"
@@ -104,7 +104,7 @@ def _answered(error: Any, server: str) -> str:
         return f"{server} has a fault of its own ({told}): run again later"
     if "disabled" in words:
         return f"{server} has disabled it ({told}): choose another"
-    return f"{server} refuses it ({told})"
+    return f"{server} refuses access ({told})"
 
 
 def _wait(headers: Mapping[str, str]) -> int | None:
@@ -123,7 +123,7 @@ def _wait(headers: Mapping[str, str]) -> int | None:
 def _proxy_problem(kind: str, address: str) -> str:
     """Why the proxy for this kind of address cannot be used; empty where it can."""
     name, url = _variable(kind), address if "://" in address else f"http://{address}"
-    shown = re.sub(r"//[^/@]*@", "//…@", url)  # a password stays what it is
+    shown = re.sub(r"//[^/@]*@", "//…@", url)  # the password is not shown
     try:
         parts = urlsplit(url)
         scheme, whole = parts.scheme, bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -131,14 +131,14 @@ def _proxy_problem(kind: str, address: str) -> str:
         scheme, whole = "http", False
     if scheme in SOCKS and find_spec("socksio") is None:
         return (
-            f"{name} is {shown}, a SOCKS proxy, which takes a package that is not installed: unset {name}, or (with it "
-            "unset, for pip cannot use it either) run: python -m pip install socksio"
+            f"{name} is {shown}, a SOCKS proxy, which needs a package that is not installed: unset {name}, or unset it "
+            "only to run python -m pip install socksio, because pip cannot use it either"
         )
     if scheme not in ("http", "https", *SOCKS):
         meant = f"; write socks5:// if it is a SOCKS proxy of version 5, or unset {name}"
-        return f"{name} is {shown}, and {scheme}:// is no kind of proxy that can be used{meant}"
+        return f"{name} is {shown}, and {scheme}:// is not a kind of proxy that can be used{meant}"
     return (
-        "" if whole else f"{name} is {shown}, which is no address of a proxy: write http://host:port, or unset {name}"
+        "" if whole else f"{name} is {shown}, which is not the address of a proxy: write http://host:port, or unset {name}"
     )
 
 

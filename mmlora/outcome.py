@@ -46,9 +46,9 @@ def metrics(run: Experiment, log: TrainLog) -> Metrics:
 
 
 def keep(run: Experiment, found: Metrics) -> None:
-    """Write it all, what took longest to make first; a file that cannot be written costs no other one.
+    """Write everything, first what took longest to make; if one file cannot be written, the others still are.
 
-    Raises `FileError` that names what is missing. A full disk is first relieved of the prefix cache.
+    Raises `FileError` that names what is missing. If the disk is full, the prefix cache is removed first.
     """
     parts: dict[str, Callable[[], object]] = {
         "the adapter": lambda: _keep_adapter(run, found),
@@ -61,12 +61,12 @@ def keep(run: Experiment, found: Metrics) -> None:
     if refused:
         raise FileError(
             f"{' and '.join(refused)} could not be written: {next(iter(refused.values()))}. What was learned is in the newest "
-            f"checkpoint in {run.folder}: go on with the run there (--resume, or RESUME in 04), or call score() again"
+            f"checkpoint in {run.folder}: go on with the run there (--resume, or RESUME in notebook 04), or call score() again"
         )
 
 
 def _refusal(folder: Path, write: Callable[[], object]) -> FileError | None:
-    """Why this cannot be written; None when it is."""
+    """Call `write`; return the error if it cannot write, else None."""
     cache = folder / "cache"
     for last in (not cache.exists(), True):
         try:

@@ -281,7 +281,7 @@ def test_an_interrupted_training_cell_goes_on_when_it_is_run_again(model, own_fo
     stopped_after(run, 2, monkeypatch)
     assert "call fit() again to go on, or score() to see what was learned so far" in capsys.readouterr().out
     partly = run.score()
-    assert "what is scored was learned until step 2" in capsys.readouterr().out
+    assert "the model is scored as it was after step 2" in capsys.readouterr().out
     assert partly.samples_seen == 16 and Metrics.load(tmp_path / "interrupted" / "metrics.json").samples_seen == 16
     log = run.fit()
     assert "training goes on where it was interrupted; to begin it anew, call attach()" in capsys.readouterr().out

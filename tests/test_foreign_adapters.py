@@ -250,10 +250,10 @@ def test_other_kinds_pickles_and_folders_of_adapters(base, made, tmp_path):
     folder, _ = made("rsLoRA")
     shutil.copytree(folder, tmp_path / "many" / "first")
     for load in (lambda: files.load_adapter(base(), tmp_path / "many"), lambda: files.load_vlm(tmp_path / "many")):
-        with pytest.raises(AdapterError, match="has adapters in its folders first: give one"):
+        with pytest.raises(AdapterError, match="there are adapters in its subfolders first: give one of these"):
             load()
     (folder / files.ADAPTER).rename(folder / "adapter_model.bin")
-    with pytest.raises(AdapterError, match="pickles are not read, .* load it with peft where you trust it"):
+    with pytest.raises(AdapterError, match="pickles are not read, .* if you trust it, load it with peft"):
         files.load_adapter(base(), folder)
     (folder / files.ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(AdapterError, match="git lfs pull"):
@@ -293,16 +293,16 @@ def test_a_base_that_is_named_is_still_checked(moved, tmp_path):
         AdapterError, match="and .*nowhere, which was given for it, cannot be loaded: no model is called"
     ):
         files.load_vlm(folder, base=tmp_path / "nowhere")
-    with pytest.raises(AdapterError, match="is no adapter's folder"):
+    with pytest.raises(AdapterError, match="is not an adapter's folder"):
         files.load_vlm(place, base=place)
 
 
 def test_a_foreign_adapters_base_by_another_name_is_the_callers_word(moved, capsys):
     folder, place = moved
     _rewrite(folder, lambda tensors: None)  # without marks, as others write it
-    with pytest.raises(AdapterError, match=r"where these are the same by another name: load_vlm\("):
+    with pytest.raises(AdapterError, match=r"if the two are the same under different names, call load_vlm\("):
         files.load_adapter(load_base(place).model, folder)
-    assert lora.is_wrapped(files.load_vlm(folder, base=place).model) and "is your word" in capsys.readouterr().out
+    assert lora.is_wrapped(files.load_vlm(folder, base=place).model) and "was not checked" in capsys.readouterr().out
     _configure(folder, base_model_name_or_path="DROPPED")
     with pytest.raises(AdapterError, match="names no base: give it"):
         files.load_vlm(folder)
@@ -320,7 +320,7 @@ def test_a_processor_without_pictures_is_the_bases(moved, capsys):
         file.unlink()
     _rewrite(folder, lambda tensors: None)
     assert type(files.load_vlm(folder, base=place).processor).__name__ == "Idefics3Processor"
-    assert "no processor of pictures" in capsys.readouterr().out
+    assert "no image processor" in capsys.readouterr().out
     (folder / "processor_config.json").write_text("{")
     with pytest.raises(AdapterError, match="the processor in .* cannot be read"):
         files.load_vlm(folder, base=place)
@@ -399,6 +399,6 @@ def test_what_weights_cannot_take_up_is_refused_and_stays(tmp_path):
     """Biases of an adapter's own have no place in a layer that has none."""
     model = get_peft_model(tiny.decoder(), LoraConfig(r=4, target_modules=QV, lora_bias=True)).eval()
     before = tiny.logits(model)
-    with pytest.raises(AdapterError, match="cannot be added to the weights .*bias"):
+    with pytest.raises(AdapterError, match="cannot be merged into the weights .*bias"):
         lora.merge(model)
     assert torch.allclose(tiny.logits(model), before, atol=1e-5)

@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_had_is_a_sentence(no_notebook, tmp_path, name, 
 
 
 def test_a_folder_whose_name_no_notebook_can_hold_is_refused(no_notebook, tmp_path):
-    with pytest.raises(RunError, match="is no UTF-8; choose another"):
+    with pytest.raises(RunError, match="is not valid UTF-8; choose another"):
         run(Settings(), out=tmp_path / "\udcff")
 
 
@@ -205,7 +205,7 @@ def test_a_report_that_cannot_be_written_is_all_that_is_missing(tmp_path, monkey
     (tmp_path / "metrics.json").write_text(json.dumps(record.get("figures", record)))
     (tmp_path / "report.html").mkdir()
     with pytest.raises(
-        RunError, match="the report is missing, and nothing else: .*report.html cannot be used"
+        RunError, match="only the report is missing: .*report.html cannot be used"
     ) as caught:
         headless._finish(tmp_path)
     assert f"adapter   {tmp_path / 'adapter'}" in capsys.readouterr().out

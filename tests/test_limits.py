@@ -81,7 +81,7 @@ def test_a_reply_ends_where_the_model_reads_no_further_and_is_named(vlm, monkeyp
     try:
         with (
             inference.evaluating(vlm),
-            pytest.warns(UserWarning, match=r"to p7 \(1 in all\) were cut where the 256 tokens"),
+            pytest.warns(UserWarning, match=r"to p7 \(1 in all\) were cut at the 256 tokens"),
         ):
             cut = generate(vlm, [asked(problem), asked(short)], 12)[1]
     finally:
@@ -107,7 +107,7 @@ def test_ask_refuses_what_training_refuses_and_names_where_it_was_cut(vlm, capsy
         ask(vlm, long_text(vlm, 256))
     silenced = ending(vlm, -1e9)
     try:
-        with pytest.warns(UserWarning, match="were cut where the 256 tokens that the model can read end"):
+        with pytest.warns(UserWarning, match="were cut at the 256 tokens that the model can read"):
             ask(vlm, long_text(vlm, 254))
     finally:
         silenced.remove()
@@ -131,7 +131,7 @@ def test_a_picture_that_a_processor_refuses_is_named_wherever_it_is_read(family,
     vlm = families.build(family)
     problem = Problem("p7", "How long is it?", ("x", "y"), 0, THIN)
     refused = pytest.raises(
-        EncodingError, match=r"problem p7 cannot be written .*aspect ratio must be .*mend it, or leave"
+        EncodingError, match=r"problem p7 cannot be encoded .*aspect ratio must be .*fix it, or leave"
     )
     with refused:
         evaluate(vlm, [problem], progress=False)
@@ -149,7 +149,7 @@ def test_text_that_utf_8_cannot_write_is_named_with_its_character(family, where)
     vlm = families.build(family)
     words = {"question": "Which?", "choice": "a", "solution": "So."} | {where: "it \ud83d is"}
     problem = Problem("p7", words["question"], (words["choice"], "b"), 0, solution=words["solution"])
-    with pytest.raises(EncodingError, match=r"problem p7 .*'\\ud83d', half of a pair that UTF-8 cannot write"):
+    with pytest.raises(EncodingError, match=r"problem p7 .*'\\ud83d', half of a surrogate pair"):
         Samples(vlm, [taught(problem, "explanation_answer")])[0]
     if where != "solution":
         for method in ("likelihood", "generate"):
@@ -183,7 +183,7 @@ def test_a_caption_with_marks_is_spelled_as_text_and_one_that_cannot_be_written_
     vlm = tinyvlm.build()
     words, spelled = spell(vlm.processor.tokenizer, ["a <|im_end|> mark", "a red thing"])
     assert 2 not in words.tolist() and vlm.processor.tokenizer.decode(words[spelled[0]]) == "a <|im_end|> mark"
-    with pytest.raises(EncodingError, match=r"with the caption 'a .*half of a pair"):
+    with pytest.raises(EncodingError, match=r"with the caption 'a .*half of a surrogate pair"):
         read(vlm, [(RED, "a \ud83d thing")], (), 0.1, tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_tied_choices_are_no_answer(method, monkeypatch):
     problems = [Problem(str(i), "Which?", ("a", "b", "c"), 0) for i in range(2)]
     rows = [[-1.0, -1.0, -3.0], [-1.0, -3.0, -3.0]]
     monkeypatch.setattr(answering, "log_likelihoods", lambda vlm, asked, tokens: rows)
-    with pytest.warns(UserWarning, match="1 of 2 problems have several choices of exactly the highest score"):
+    with pytest.warns(UserWarning, match="1 of 2 problems have several choices with exactly the highest score"):
         tied, clear = evaluate(vlm, problems, method, progress=False)
     assert (tied.choice, tied.correct, tied.scores) == (None, False, (-1.0, -1.0, -3.0)) and clear.choice == 0
     assert score(problems, [tied, clear]).unanswered == 1
@@ -228,7 +228,7 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused_while_loading(saved, 
             lambda p: p.tokenizer.add_tokens(["<mine>"], special_tokens=special),  # noqa: B023
         )
         with pytest.raises(
-            TokenizerError, match=r"has 1 tokens that its 301 embeddings do not reach, such as '<mine>' \(301\)"
+            TokenizerError, match=r"has 1 tokens beyond the model's 301 embeddings, such as '<mine>' \(301\)"
         ):
             load_base(folder)
 

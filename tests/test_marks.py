@@ -183,7 +183,7 @@ def test_a_template_that_alters_what_is_said_loses_nothing(content):
 
 def test_a_template_that_leaves_out_what_is_said_is_refused_by_name():
     processor = speaking(sentencepiece(), "'…'")
-    with pytest.raises(EncodingError, match=r"problem p7 cannot be written .*chat template leaves out"):
+    with pytest.raises(EncodingError, match=r"problem p7 cannot be encoded .*chat template leaves out"):
         encode(processor, Conversation("p7", "What?"))
 
 

@@ -25,7 +25,7 @@ REFUSALS = {
                 ["is gated", "awaiting a review from its authors"]),
     "fine-grained": (403, {"X-Error-Message": "Please enable access to gated repositories in your fine-grained token settings"},
                      ["does not accept yours", "fine-grained token settings"]),
-    "forbidden": (403, {"X-Error-Message": "Not for your region"}, ["refuses it (403: Not for your region)"]),
+    "forbidden": (403, {"X-Error-Message": "Not for your region"}, ["refuses access (403: Not for your region)"]),
     "often": (429, {"Retry-After": "77"}, ["asked too often", "wait 77 seconds", "hf auth login"]),
     "limited": (429, {"RateLimit": '"api";r=0;t=55', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'},
                 ["wait 55 seconds"]),
@@ -85,8 +85,8 @@ def test_a_renamed_repository_is_followed(answers):
 
 def test_a_configuration_that_is_none_is_a_sentence(answers):
     for way in ("plan", "model"):
-        assert "config.json of maker/broken is no JSON (" in answers["maker/broken"][way]
-        assert "config.json of maker/list is no JSON object" in answers["maker/list"][way]
+        assert "config.json of maker/broken is not valid JSON (" in answers["maker/broken"][way]
+        assert "config.json of maker/list is not a JSON object" in answers["maker/list"][way]
     assert "writes no words" in answers["maker/clip"]["plan"]
 
 
@@ -96,7 +96,7 @@ def test_a_page_that_is_no_hub_is_told(tmp_path):
         page = (200, {"Content-Type": "text/html"})
         hub.model("maker/hotel", WHOLE).refused = hub.dataset("maker/hotel", {}).refused = page
         said = child(hub.url, tmp_path, "asked", "maker/hotel", module="test_network").answers["maker/hotel"]
-    assert all("is no hub (" in each and "login" in each for each in said.values()), said
+    assert all("does not answer as a hub does (" in each and "login" in each for each in said.values()), said
 
 
 # Proxies and certificates.
@@ -115,9 +115,9 @@ def no_proxies(monkeypatch):
     [
         ("ALL_PROXY", "socks5://127.0.0.1:9", ["ALL_PROXY is socks5://127.0.0.1:9, a SOCKS proxy", "pip install socksio"]),
         ("https_proxy", "socks5h://u:secret@127.0.0.1:9", ["https_proxy is socks5h://…@127.0.0.1:9", "unset https_proxy"]),
-        ("ALL_PROXY", "socks://127.0.0.1:9", ["socks:// is no kind of proxy", "write socks5://"]),
-        ("HTTPS_PROXY", "http://host:port", ["HTTPS_PROXY is http://host:port, which is no address"]),
-        ("HTTP_PROXY", "http://", ["no address of a proxy"]),
+        ("ALL_PROXY", "socks://127.0.0.1:9", ["socks:// is not a kind of proxy", "write socks5://"]),
+        ("HTTPS_PROXY", "http://host:port", ["HTTPS_PROXY is http://host:port, which is not the address"]),
+        ("HTTP_PROXY", "http://", ["not the address of a proxy"]),
         ("HTTPS_PROXY", '"http://host:3128"', ["HTTPS_PROXY is \""]),
         ("SSL_CERT_FILE", "/nowhere.pem", ["SSL_CERT_FILE names /nowhere.pem"]),
     ],
@@ -162,7 +162,7 @@ def test_a_proxy_that_does_not_answer_is_named(tmp_path):
         ),
         (UnicodeEncodeError("ascii", "Bearer ‘hf’", 7, 8, "ordinal not in range"), "your token holds characters"),
         (RuntimeError("Illegal header value b'Bearer hf_secret '"), "your token holds characters"),
-        (json.JSONDecodeError("Expecting value", "<html>", 0), "is no hub"),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), "does not answer as a hub does"),
         (TimeoutError("timed out"), f"{HUB} cannot be reached (timed out)"),
     ],
 )

@@ -433,7 +433,7 @@ def test_texts_longer_than_the_text_tower_reads_are_named(tiny):
         scores.text_features(tiny, [fourteen, "a dog"])
     with pytest.warns(UserWarning, match="1 of 1 texts"):
         scores.text_features(tiny, [fourteen + " a"])
-    with pytest.raises(ClipError, match="cannot be written as UTF-8"):
+    with pytest.raises(ClipError, match="cannot be encoded as UTF-8"):
         scores.text_features(tiny, ["a \ud83d dog"])
 
 

@@ -82,7 +82,7 @@ def test_marks_in_choices_are_read_back_from_their_tokens():
 
 def test_a_reply_that_cannot_be_written_is_named():
     problem = telling("half", "A \ud83d half.")
-    with pytest.raises(EncodingError, match="problem half .*half of a pair"):
+    with pytest.raises(EncodingError, match="problem half .*half of a surrogate pair"):
         read_back_tokens(tinyvlm.build(), [GOOD, problem], "answer_explanation", "generate")
 
 

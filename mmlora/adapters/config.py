@@ -1,4 +1,4 @@
-"""An adapter's `adapter_config.json`, whoever wrote it: read in full, or refused with what cannot be used."""
+"""Reading an adapter's `adapter_config.json`, whichever program wrote it; options that cannot be used here are named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmlora.adapters.lora import AdapterError
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-#: What a task type of peft adds to a decoder: nothing, but for a head that scores instead of one that speaks.
+#: peft's task types that keep the decoder's language-model head; the others replace it by a head that scores.
 SPEAKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 NUMBERS = 32  # characters of a value that are shown
 
@@ -32,7 +32,7 @@ def revision_of(folder: Path) -> str | None:
 
 
 def read(folder: Path) -> LoraConfig:
-    """The configuration as peft has it. Raises `AdapterError` for what is no LoRA, or one that cannot be computed here."""
+    """The adapter's configuration. Raises `AdapterError` for an adapter that is not LoRA or that cannot be applied here."""
     said = _said(folder)
     kind = said.pop("peft_type", None)
     if kind != "LORA":
@@ -40,19 +40,19 @@ def read(folder: Path) -> LoraConfig:
         raise AdapterError(f"{folder / CONFIG} {what}; only LoRA adapters can be loaded here")
     if said.get("task_type") not in SPEAKS:
         raise AdapterError(
-            f"the adapter in {folder} was trained for the task {said['task_type']}, which does not write words"
+            f"the adapter in {folder} was trained for the task {said['task_type']}, which writes no text; give another one"
         )
     for name in ("layer_replication", "alora_invocation_tokens"):
         if said.get(name):
             raise AdapterError(
-                f"the adapter in {folder} uses {name}, which changes how the model runs beside its weights: use peft alone"
+                f"the adapter in {folder} uses {name}, which changes more than the model's weights; load it with peft itself"
             )
     _leave_out_unknown(said, folder)
     try:
         return LoraConfig(**(said | {"inference_mode": True}))
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise AdapterError(
-            f"{folder / CONFIG} is no configuration that peft {peft.__version__} takes: {_line(error)}"
+            f"{folder / CONFIG} is not valid for peft {peft.__version__} ({_line(error)}); fetch it again or update peft"
         ) from error
 
 
@@ -64,22 +64,22 @@ def _said(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise AdapterError(f"{file} cannot be read as JSON ({_line(error)}); copy or fetch it again") from error
     if not isinstance(said, dict):
-        raise AdapterError(f"{file} is no JSON object; copy or fetch it again")
+        raise AdapterError(f"{file} is not a JSON object; copy or fetch it again")
     return said
 
 
 def refuse_without(folder: Path, name: str) -> None:
-    """Raise `AdapterError` where the folder lacks the file, with what it has instead."""
+    """Raise `AdapterError` if the folder lacks the file; the message says what it holds instead."""
     if (folder / name).is_file():
         return
     if (folder / PICKLE).is_file() and name == TENSORS:
         raise AdapterError(
-            f"{folder} has its tensors as {PICKLE}, and pickles are not read, for they can run code: load it with peft where "
-            f"you trust it and save it again, which writes {TENSORS}"
+            f"{folder} holds its tensors in {PICKLE}, and pickles are not read, because they can run code: if you trust it, "
+            f"load it with peft and save it again, which writes {TENSORS}"
         )
     inside = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG}"))
     hint = (
-        f"it has adapters in its folders {', '.join(inside)}: give one"
+        f"there are adapters in its subfolders {', '.join(inside)}: give one of these"
         if inside
         else "give a folder that save_adapter wrote"
     )
@@ -87,9 +87,9 @@ def refuse_without(folder: Path, name: str) -> None:
 
 
 def _leave_out_unknown(said: dict[str, Any], folder: Path) -> None:
-    """Take out what a newer peft wrote: in silence where it is off, with a line where it is a number or a word.
+    """Drop options that only a newer peft knows: silently where they are off, with a printed line for a number or a word.
 
-    Raises `AdapterError` for what is switched on, since nobody can know here what it does.
+    Raises `AdapterError` for an option that is switched on, since the installed peft does not know what it does.
     """
     said.pop("runtime_config", None)  # how peft ran, not what it computed
     known = inspect.signature(LoraConfig).parameters
@@ -99,7 +99,7 @@ def _leave_out_unknown(said: dict[str, Any], folder: Path) -> None:
         told = f"{name} = {str(value)[:NUMBERS]}, which peft {peft.__version__} does not know"
         if value is True or isinstance(value, (dict, list)):
             raise AdapterError(f"the adapter in {folder} has {told}: update peft, or load an adapter without it")
-        print(f"the adapter in {folder} has {told} and leaves out, as plain peft does")
+        print(f"the adapter in {folder} has {told}; it is ignored, as plain peft does")
 
 
 def _line(error: Exception) -> str:

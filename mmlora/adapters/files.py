@@ -1,8 +1,8 @@
 """An adapter as files: peft's own two, what else was trained, the processor, and a card.
 
 `adapter_config.json` names the base by its hub id and revision, so that plain peft finds it; the tensors' metadata says
-which stored weights it was trained on, so that no other base takes it, and what the folder's files hold, so that a changed
-one is noticed.
+which stored weights it was trained on, so that it loads onto no other base, and holds hashes of the folder's files, so that
+a changed file is noticed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def save_adapter(
     `facts` become rows of the card's table, in order. With `processor`, `load_vlm(folder)` gives back exactly what was
     trained, chat template and picture side included. `data_licence` is the hub's name for the licence of the training
     data; the card's follows from it and from the base's. Raises `AdapterError` for a model that carries no adapter or
-    several, and `FileError` where the disk refuses.
+    several, and `FileError` if the folder cannot be written.
     """
     own_config(model)
     folder = Path(folder)
@@ -69,7 +69,8 @@ def save_adapter(
 def write(model: PeftModel, base: Base, folder: str | Path, beside: Mapping[str, torch.Tensor] | None = None) -> Path:
     """Write the adapter on `base`, its configuration, and the tensors trained `beside` it; returns the folder.
 
-    The adapter's tensors come last, for they say what the other files hold: a folder of which only a part was written is noticed.
+    The adapter's tensors are written last, because they hold the hashes of the other files: a folder that was only partly
+    written is noticed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def write(model: PeftModel, base: Base, folder: str | Path, beside: Mapping[str,
     own = get_peft_model_state_dict(
         model, adapter_name=name, save_embedding_layers=False
     )  # or else peft asks the hub whether they changed
-    taken = {own_name(key.removeprefix(PREFIX)) for key in own}  # such as biases, which are peft's to keep
+    taken = {own_name(key.removeprefix(PREFIX)) for key in own}  # such as biases, which peft itself saves
     beside = {key: tensor for key, tensor in (beside or {}).items() if key not in taken}
     marks = {
         "format": "pt",
@@ -122,16 +123,16 @@ def load_vlm(
 ) -> VLM:
     """Load a model by its name, as `load_base` does, or what was trained from an adapter's folder.
 
-    An adapter's folder names its base and holds its processor, so what comes back is what was trained. `base` is the place
-    or name of that base where it is no longer the one that the folder names; its weights must be the same. Raises what
-    `load_base` and `load_adapter` raise.
+    An adapter's folder names its base and holds its processor, so what comes back is what was trained. `base` is the folder
+    or hub id of that base, for when it is no longer under the name that the adapter gives; its weights must be the same.
+    Raises what `load_base` and `load_adapter` raise.
     """
     folder = Path(name).expanduser()
     if not (folder / CONFIG).is_file():
         if (folder / ADAPTER).is_file() or (folder / configs.PICKLE).is_file() or any(folder.glob(f"*/{CONFIG}")):
             configs.refuse_without(folder, CONFIG)
         if base is not None:
-            raise AdapterError(f"{name} is no adapter's folder, so it has no base to name; leave `base` out")
+            raise AdapterError(f"{name} is not an adapter's folder, so it has no base; leave `base` out")
         return load_base(name, side=side, revision=revision, four_bit=four_bit)
     vlm = connector.kept(_named_base(folder, base, revision, four_bit), folder)
     processor = _kept_processor(vlm.processor, folder)
@@ -142,7 +143,7 @@ def load_vlm(
 
 
 def _named_base(folder: Path, base: str | Path | None, revision: str | None, four_bit: bool) -> VLM:
-    """The base that the caller names, or else the adapter. Raises `AdapterError` where it is not to be had."""
+    """The base that the caller gives, or else the one that the adapter names. Raises `AdapterError` if it cannot be loaded."""
     named = configs.named_base(folder)
     if base is None and named is None:
         raise AdapterError(f"the adapter in {folder} names no base: give it, load_vlm({str(folder)!r}, base=…)")
@@ -152,18 +153,18 @@ def _named_base(folder: Path, base: str | Path | None, revision: str | None, fou
     except MMLoraError as error:
         whose = f"the adapter in {folder} was trained on {named}"
         if base is None:
-            way = f"if it lies elsewhere now, give its place: load_vlm({str(folder)!r}, base=…)"
+            way = f"if it is elsewhere now, say where: load_vlm({str(folder)!r}, base=…)"
             raise AdapterError(f"{whose}, which cannot be loaded ({error}); {way}") from error
         raise AdapterError(f"{whose}, and {base}, which was given for it, cannot be loaded: {error}") from error
 
 
 def _kept_processor(own: Any, folder: Path) -> Any:
-    """The processor that lies beside the adapter, or else its base's."""
+    """The processor saved beside the adapter, or else the base's."""
     if not (folder / "tokenizer_config.json").is_file():
         return own
     pictures = ("processor_config.json", "preprocessor_config.json")
     if hasattr(own, "image_processor") and not any((folder / file).is_file() for file in pictures):
-        print(f"{folder} keeps a tokenizer and no processor of pictures, so both are taken from the base")
+        print(f"{folder} has a tokenizer but no image processor, so both are taken from the base")
         return own
     try:
         return type(own).from_pretrained(folder, trust_remote_code=False)
@@ -173,16 +174,17 @@ def _kept_processor(own: Any, folder: Path) -> Any:
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
-    """Wrap `model` with the adapter in `folder`, whoever made it, frozen and in evaluation mode: as plain peft does.
+    """Wrap `model` with the adapter in `folder` as plain peft does, frozen and in evaluation mode.
 
-    Reads safetensors only. Raises `AdapterError` when the base is another one, when a tensor or a place for one is left over,
-    when a file is not as it was saved, or when the model is wrapped already; the model is then as it was.
+    The adapter may come from any program. Reads safetensors only. Raises `AdapterError` when the base is another one, when
+    the file's tensors and the adapter's parameters do not match one to one, when a file has changed since it was saved, or
+    when the model is wrapped already; the model is then as it was.
     """
     return _load(model, Path(folder))
 
 
 def _load(model: nn.Module, folder: Path, chosen: bool = False) -> PeftModel:
-    """`load_adapter`; a `chosen` base is the caller's word, where the adapter knows no more of its own than a name."""
+    """`load_adapter`; a `chosen` base was given by the caller and is trusted where the adapter holds no hash of its base."""
     refuse_wrapped(model)
     config = configs.read(folder)
     tensors, marks = _read(folder, ADAPTER)
@@ -211,7 +213,7 @@ def _filled(model: nn.Module, config: LoraConfig, tensors: Mapping[str, torch.Te
     base, own = base_model(model), []
     if str(config.init_lora_weights).startswith(
         REWRITES
-    ):  # such an adapter is a difference from weights that it rewrites first
+    ):  # such an adapter first rewrites the base's weights, and is a difference from the rewritten ones
         own = [(p, p.detach().clone()) for m in base.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
     try:
         setattr(base, BESIDE, own)
@@ -223,12 +225,12 @@ def _filled(model: nn.Module, config: LoraConfig, tensors: Mapping[str, torch.Te
     except Misfit as misfit:
         detach(base)
         raise AdapterError(
-            f"the adapter in {folder} does not fit this model: {misfit}; it is another model's, or of names that neither this "
-            "peft nor this transformers knows"
+            f"the adapter in {folder} does not fit this model: {misfit}; it was made for another model, or with names that the "
+            "installed peft and transformers do not know"
         ) from misfit
     except (
         Exception
-    ) as error:  # peft's own refusals are of many kinds, and some come when half of the modules are wrapped
+    ) as error:  # peft raises many types, some of them when half of the modules are wrapped
         detach(base)
         raise AdapterError(
             f"the adapter in {folder} does not fit this model: {' '.join(str(error).split())[:400]}"
@@ -247,11 +249,12 @@ def _check_base(
             raise AdapterError(f"{trained_on}; load it onto the base it was trained on")
     elif chosen:
         print(
-            f"the adapter in {folder} names {named} and knows no hash of it: that {base.name} has the same weights is your word"
+            f"the adapter in {folder} names {named} as its base but holds no hash of it: whether {base.name} has the same "
+            "weights was not checked"
         )
     elif named and _short(named) != _short(base.name):  # an adapter from elsewhere: its name is all there is
         raise AdapterError(
-            f"{trained_on}; load it onto the base it was trained on, or where these are the same by another name: "
+            f"{trained_on}; load it onto the base it was trained on, or, if the two are the same under different names, call "
             f"load_vlm({str(folder)!r}, base={base.name!r})"
         )
     if marks.get("base_stored", stored_as(model)) != stored_as(model):
@@ -260,7 +263,7 @@ def _check_base(
 
 
 def _short(name: str) -> str:
-    """A base's own name, without its owner or the folders above it; the hub's cache calls a folder by both."""
+    """A base's own name in lower case, without its owner or the folders above it, also in the hub's cache (models--…)."""
     path = name.replace("\\", "/").rstrip("/")
     cached = [part for part in path.split("/") if part.startswith("models--")]
     return (cached[-1].rpartition("--") if cached else path.rpartition("/"))[2].lower()
@@ -274,7 +277,7 @@ def _read(folder: Path, file: str) -> tuple[dict[str, torch.Tensor], dict[str, s
     except (SafetensorError, OSError) as error:
         if (folder / file).read_bytes()[:24].startswith(b"version https://git-lfs"):
             raise AdapterError(
-                f"{folder / file} is only a pointer of git-lfs; fetch the file itself: git lfs pull"
+                f"{folder / file} is only a git-lfs pointer; fetch the file itself: git lfs pull"
             ) from error
         raise AdapterError(f"{folder / file} is damaged ({error}); fetch it again") from error
 

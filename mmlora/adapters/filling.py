@@ -1,7 +1,8 @@
-"""An adapter's tensors put where they belong, in peft's own way and with what it knows of older names: all of them or none.
+"""Loading an adapter's tensors with peft's own function, which also knows older names: all of them or none.
 
-peft itself leaves out in silence what fits nowhere. Here every tensor of the file must find its place, and every place its
-tensor; the one exception is a copy of the base's vocabulary matrix, which peft keeps beside an adapter on it.
+peft silently leaves out tensors that match no parameter. Here every tensor of the file must match a parameter, and every
+parameter of the adapter a tensor; the one exception is a copy of the base's embedding matrix, which peft saves with an
+adapter on it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NAME = "default"
 _SHAPES = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch.Size\((.*?)\).*?model is torch.Size\((.*?)\)"
 )
-#: Ways to begin an adapter that take its product off the base's weights.
+#: Initializations of an adapter that subtract its product from the base's weights.
 REWRITES = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
@@ -31,7 +32,7 @@ class Misfit(Exception):
 
 
 def own_values(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """The parameters of the base that an adapter's file would change, such as biases, with copies of their own values."""
+    """The parameters of the base that an adapter's file would change, such as biases, with copies of their values now."""
     base, found = dict(base_model(model).named_parameters(remove_duplicate=False)), {}
     for name, tensor in tensors.items():
         own = base.get(name.removeprefix(PREFIX))
@@ -41,7 +42,7 @@ def own_values(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> list[tu
 
 
 def fill(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load the file's tensors into the adapter. Raises `Misfit`; the adapter is then to be taken off."""
+    """Load the file's tensors into the adapter. Raises `Misfit`, after which the caller takes the adapter off."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise Misfit(f"{name} holds numbers that are not finite")
@@ -61,7 +62,7 @@ def fill(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
     places = dict(model.named_parameters(remove_duplicate=False))
     filled = {
         id(place) for name, place in places.items() if name not in result.missing_keys
-    }  # tied places have two names
+    }  # tied parameters have two names
     unfilled = [name for name in result.missing_keys if id(places.get(name)) not in filled]
     missing = sorted(name for name in unfilled if OF_ADAPTERS.search(name) or name in needed)
     unexpected = sorted(result.unexpected_keys)
@@ -78,7 +79,7 @@ def _told(total: int, unexpected: list[str], missing: list[str]) -> Iterator[str
 
 
 def _is_copy(model: PeftModel, name: str, tensor: torch.Tensor) -> bool:
-    """Whether this is the base's own vocabulary matrix: whatever its name was, there is nothing to learn from it."""
+    """Whether this is a copy of the base's own embedding matrix: under whatever name, it changes nothing."""
     base = base_model(model)
     if not name.endswith(".base_layer.weight"):
         return False

@@ -70,13 +70,13 @@ def attach(
 def detach(model: nn.Module) -> PreTrainedModel:
     """The base under an adapter, taken off without a trace, so that another can be attached; a bare model as it is.
 
-    Raises `AdapterError` where the adapter is added to the weights for the time being: subtracting it would round them.
+    Raises `AdapterError` while the adapter is merged into the weights with `merge_adapter`: subtracting it would round them.
     """
     base = base_model(model)
     if any(isinstance(module, BaseTunerLayer) and module.merged for module in base.modules()):
         raise AdapterError(
-            "this adapter is added to the weights (merge_adapter), which cannot be undone exactly: load the base again, or call "
-            "unmerge_adapter() first and accept what that rounds"
+            "this adapter is merged into the weights (merge_adapter), which cannot be undone exactly: load the base again, or "
+            "call unmerge_adapter() first, which leaves rounding errors"
         )
     wholes = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
     for name, module in reversed(list(base.named_modules())):  # the inner of two adapters first: attention holds two
@@ -92,7 +92,7 @@ def detach(model: nn.Module) -> PreTrainedModel:
 
 
 def own_config(model: nn.Module) -> tuple[str, LoraConfig]:
-    """The name and the configuration of a model's one adapter. Raises `AdapterError` for none, several and another kind."""
+    """The name and configuration of a model's only adapter. Raises `AdapterError` for none, for several, and for one not LoRA."""
     configs = getattr(model, "peft_config", {}) if isinstance(model, PeftModel) else {}
     if not configs and is_wrapped(model):
         raise AdapterError(
@@ -100,11 +100,11 @@ def own_config(model: nn.Module) -> tuple[str, LoraConfig]:
         )
     if not configs:
         raise AdapterError(
-            "this model carries no adapter: none was attached or loaded, or it was merged or taken off already"
+            "this model carries no adapter (perhaps it was merged or taken off); attach or load one first"
         )
     if len(configs) > 1:
         raise AdapterError(
-            f"this model carries {len(configs)} adapters, {', '.join(configs)}: keep one, with model.delete_adapter(name)"
+            f"this model carries {len(configs)} adapters, {', '.join(configs)}: keep one and remove the others, model.delete_adapter(name)"
         )
     name, config = next(iter(configs.items()))
     if not isinstance(config, LoraConfig):
@@ -116,8 +116,8 @@ def merge(model: PeftModel) -> PreTrainedModel:
     """The base with the adapter's product added to its weights, in place: faster, and from now on another base.
 
     An adapter that was trained on the old one is refused. What was trained beside the adapter stays, too. Raises
-    `AdapterError` where there is not one adapter, switched on, that weights can take up: over weights in four bits, rounded
-    once more, part of it would be lost, and a weight that two modules share would take up what is meant for one.
+    `AdapterError` unless the model carries exactly one adapter, switched on, that can be merged: four-bit weights would be
+    rounded again and lose part of it, and a weight that two modules share would change for both.
     """
     own_config(model)
     if stored_as(model) == "nf4":
@@ -132,14 +132,14 @@ def merge(model: PeftModel) -> PreTrainedModel:
         )
     _refuse_shared(model, tuned)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a module is merged already, or is not
+        warnings.simplefilter("ignore")  # about modules that are merged already, or not
         try:
-            model.merge_adapter()  # every module or, should one refuse, none
+            model.merge_adapter()  # every module or, if one fails, none
         except (ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
             model.unmerge_adapter()
             reason = " ".join(str(error).split()) or type(error).__name__
             raise AdapterError(
-                f"this adapter cannot be added to the weights ({reason}): go on with it as it is"
+                f"this adapter cannot be merged into the weights ({reason}): use it unmerged"
             ) from error
         merged = model.merge_and_unload()
     merged.__dict__.pop(BESIDE, None)
@@ -148,15 +148,15 @@ def merge(model: PeftModel) -> PreTrainedModel:
 
 
 def _refuse_shared(model: nn.Module, tuned: Mapping[str, BaseTunerLayer]) -> None:
-    """Raise `AdapterError` where an adapted weight is another module's too, as a tied vocabulary projection's is."""
+    """Raise `AdapterError` if an adapted weight is shared with another module, as tied embeddings are."""
     parameters = model.named_parameters(remove_duplicate=False)
     uses = Counter(id(parameter) for name, parameter in parameters if ".modules_to_save." not in name)
     for name, module in tuned.items():
         weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, LoraLayer) else None
         if weight is not None and uses[id(weight)] > 1:
             raise AdapterError(
-                f"{name} shares its weight with another module (tied embeddings), which would take up the adapter as well: go on "
-                "with it as it is"
+                f"{name} shares its weight with another module (tied embeddings), which merging would change too: use the "
+                "adapter unmerged"
             )
 
 

@@ -31,11 +31,10 @@ def _lettered(letter: str, choices: Sequence[str]) -> int | None:
 def parse_answer(text: str, choices: Sequence[str]) -> int | None:
     """The choice that the last "The answer is …" names, or None when it names none of them, or several.
 
-    What it names ends at a full stop, at a line's end or with the text; as a choice may hold full stops itself, the
-    longest one named counts, and as a choice may say "the answer is" itself, what stands inside a named choice begins
-    nothing. Case, white space, full stops and Unicode forms matter only between choices that differ in nothing else: the
-    sentence that is taught names its choice whatever the others are. Its own letter may stand before a choice, as in the
-    prompt: "(C) mammal".
+    The name ends at a full stop, at the end of its line or of the text. A choice may itself contain full stops, so the
+    longest match counts; it may also contain "the answer is", which is then not read as the start of another answer. Case,
+    white space, full stops and Unicode forms are ignored unless choices differ in nothing else, so the taught sentence
+    always names its own choice. A choice may follow its own letter, as in the prompt: "(C) mammal".
     """
     named, past = None, 0
     for mark in MARK.finditer(text):
@@ -59,7 +58,7 @@ def _named(text: str, start: int, choices: Sequence[str]) -> tuple[int | None, i
 
 
 def _closest(said: str, choices: Sequence[str], among: Sequence[int]) -> list[int]:
-    """Which of these choices are said in the strictest way in which any is; its name begins after one space."""
+    """Those of `among` that equal `said` by the strictest comparison by which any does; one leading space is dropped."""
     said = said.removeprefix(" ")
     for strictly in STRICTLY:
         for lettered in ("", "({}) "):
@@ -81,5 +80,5 @@ def _loosely(text: str) -> str:
     return " ".join(_composed(text).lower().replace(".", " ").split())
 
 
-#: From the strictest way in which two texts are the same to the loosest that still tells case and inner full stops.
+#: Comparisons of two texts, from the strictest to the loosest that still distinguishes case and inner full stops.
 STRICTLY = (str, _composed, _spaced, lambda text: _spaced(text).rstrip("."))

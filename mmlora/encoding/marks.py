@@ -1,8 +1,8 @@
-"""A tokenizer's marks in people's texts stay text: no question opens a turn, and no end token stands inside a reply.
+"""Marks in people's texts are ordinary text: no question opens a turn, and no reply holds an end token inside.
 
-A mark is a special token (`<|im_end|>`, `</s>`, `<filename>`) or a word that the processor itself looks for (`<image>`,
-`<video>`). Text without one is never touched. Text with one does not go through template and processor: a stand-in does,
-an added token of a private copy of the tokenizer, and its id gives way to the tokens of the text, split as ordinary text.
+A mark is a special token (`<|im_end|>`, `</s>`, `<filename>`) or a placeholder of the processor (`<image>`, `<video>`). Text
+without marks is encoded as always. For text with marks, the chat template and the processor get a stand-in, an added token
+of a private copy of the tokenizer; its id is then replaced by the tokens of the text, tokenized as ordinary text.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from weakref import WeakKeyDictionary
 
 from tokenizers import AddedToken
 
-STANDS_IN = "\ue000\ue001\ue000"  # no letters, which a template could write in other cases
+STANDS_IN = "\ue000\ue001\ue000"  # no letters, whose case a template could change
 
 
 class Marks:
-    """The marks of one processor, and text that is written without them."""
+    """The marks of one processor, and tokenization that treats them as ordinary text."""
 
     def __init__(self, processor: Any):
         tokenizer = processor.tokenizer
@@ -36,7 +36,7 @@ class Marks:
         self.tokenizer = tokenizer
 
     def stand_in(self, text: str) -> bool:
-        """Whether the text holds a mark, as it is or as the tokenizer would normalize it."""
+        """Whether the text holds a mark, as it is or once the tokenizer has normalized it, and so needs a stand-in."""
         return bool(self.pattern.search(text) or self.normalized and self.pattern.search(self.normalized(text)))
 
     @cached_property
@@ -54,10 +54,10 @@ class Marks:
         tokens = self._split(text)
         if self.control.isdisjoint(tokens):
             return tokens
-        cuts = [found.start() + 1 for found in self.pattern.finditer(text)]  # its model knows a whole mark as one piece
+        cuts = [found.start() + 1 for found in self.pattern.finditer(text)]  # the vocabulary has the whole mark as one token
         tokens = [token for start, end in zip([0, *cuts], [*cuts, None]) for token in self._split(text[start:end])]
         if not self.control.isdisjoint(tokens):
-            raise ValueError("its tokenizer writes no text that holds one of its own marks as ordinary text")
+            raise ValueError("the tokenizer cannot encode its own special tokens as ordinary text")
         return tokens
 
     def between(self, before: str, text: str, after: str) -> list[int]:
@@ -77,7 +77,7 @@ _known: WeakKeyDictionary[Any, Marks] = WeakKeyDictionary()
 
 
 def marks(processor: Any) -> Marks:
-    """The marks of this processor; worked out once for each."""
+    """The marks of this processor, found once for each processor."""
     found = _known.get(processor)
     if found is None or found.tokenizer is not processor.tokenizer:
         found = _known[processor] = Marks(processor)

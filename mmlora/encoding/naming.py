@@ -1,4 +1,4 @@
-"""A library's refusal carries the id of what it refused."""
+"""Errors that a tokenizer, chat template or processor raises name the problem that caused them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAID = 300  # characters of a library's own message that are repeated
 
 @contextmanager
 def naming(id: str, *texts: str) -> Iterator[None]:
-    """Inside, whatever a library raises over this conversation becomes an `EncodingError` that names it."""
+    """Turn whatever a library raises while it encodes this conversation into an `EncodingError` with the conversation's id."""
     try:
         yield
     except MMLoraError:
@@ -24,15 +24,15 @@ def naming(id: str, *texts: str) -> Iterator[None]:
             raise
         reason = next(filter(None, map(_unwritable, texts)), None) or " ".join(str(error).split())[:SAID].rstrip(".")
         raise EncodingError(
-            f"problem {id} cannot be written as the model's tokens ({reason or type(error).__name__}); mend it, or leave it out"
+            f"problem {id} cannot be encoded ({reason or type(error).__name__}); fix it, or leave it out"
         ) from error
 
 
 def _unwritable(text: str) -> str | None:
-    """Which character of the text UTF-8 cannot write, if one is so."""
+    """What is wrong with the first character of the text that UTF-8 cannot encode; None if there is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         lone = text[error.start]
-        return f"character {error.start + 1} of {text[:20]!r} is {lone!r}, half of a pair that UTF-8 cannot write"
+        return f"character {error.start + 1} of {text[:20]!r} is {lone!r}, half of a surrogate pair, which UTF-8 cannot encode"
     return None

@@ -59,7 +59,7 @@ class PrefixCache:
         self.boundary = manifest["boundary"]
         self.own_loss: bool | None = None  # see `needs_own_loss`
         self.rows, self.sums = rows.read(folder / "rows.safetensors", self.ids, manifest["rows"])
-        self.checked = [False] * len(self.rows)  # against their sums, once each
+        self.checked = [False] * len(self.rows)  # each is compared with its checksum once
         self.lengths = [len(row) for row in self.rows]
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.file, self.shape = folder / "hidden", (int(self.starts[-1]), manifest["width"])
@@ -226,7 +226,8 @@ def _fill(
 def _written(
     model: nn.Module, samples: Samples, stretch: range, first: int, file: BinaryIO, width: int, dtype: torch.dtype
 ) -> list[tuple[Sample, int]] | None:
-    """Write the states of this stretch in order; its rows with their states' sums, or None where one is too large for `dtype`."""
+    """Write the states of this stretch in order; return its rows with their states' checksums, or None where a state is too
+    large for `dtype`."""
     kept: list[tuple[Sample, int]] = []
 
     def prefix(part: Sequence[tuple[int, Sample]]) -> torch.Tensor:

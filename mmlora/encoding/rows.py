@@ -1,4 +1,4 @@
-"""The encoded rows that lie beside a prefix cache, in one file: what is said and supervised, without pixels; and its manifest."""
+"""Two files of a prefix cache: its encoded rows, which are tokens and labels without pixels, and its manifest."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ LABELS, LENGTHS, SUMS, TOKEN, PICTURE, ITEMS = "labels", "lengths", "sums", "tok
 
 
 def write(rows: Sequence[Sample], sums: Sequence[int], file: Path) -> str:
-    """Keep the rows end to end, every kind of token and of picture tensor by its name, and what their states add up to.
+    """Write the rows end to end, every kind of token and of picture tensor by its name, and the checksums of their states.
 
-    Returns the file's sha256. Raises `OSError` as the disk does.
+    Returns the file's SHA-256. Raises `OSError`.
     """
     tokens = {name: None for row in rows for name in row.tokens}
     seen = {name: None for row in rows for name in row.pictures}
@@ -38,7 +38,7 @@ def write(rows: Sequence[Sample], sums: Sequence[int], file: Path) -> str:
 
 
 def read(file: Path, ids: Sequence[str], digest: str) -> tuple[list[Sample], list[int]]:
-    """What `write` kept, under these ids. Raises `ValueError` where it is not what was written, or their number is another one."""
+    """What `write` wrote, under these ids. Raises `ValueError` if the file has changed or holds another number of rows."""
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{file.name} is not what was written")
@@ -66,12 +66,12 @@ def read(file: Path, ids: Sequence[str], digest: str) -> tuple[list[Sample], lis
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    """Keep what a cache says of itself. Raises `OSError` as the disk does."""
+    """Write a cache's manifest, with a hash of it. Raises `OSError`."""
     write_whole(folder / MANIFEST, json.dumps(manifest | {"whole": _digest(manifest)}))
 
 
 def manifest(folder: Path) -> dict:
-    """What `write_manifest` kept. Raises `ValueError` where it is not what was written."""
+    """What `write_manifest` wrote. Raises `ValueError` if the file has changed."""
     found = json.loads((folder / MANIFEST).read_bytes())
     if found.pop("whole", None) != _digest(found):
         raise ValueError(f"{MANIFEST} is not what was written")

@@ -25,7 +25,7 @@ from mmlora.problems.pictures import rgb
 #: What tells the model's own words from the prompt, where an architecture asks (PaliGemma reads a prompt both ways).
 SAID = {"token_type_ids": 1}
 
-#: What Pillow raises for a broken file, and what comes of something that is no picture.
+#: What Pillow raises for a damaged file, and what an object that is no picture raises.
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, Image.DecompressionBombError)
 
 
@@ -68,8 +68,8 @@ class Sample:
 def encode(processor: Any, conversation: Conversation) -> Sample:
     """Tokens of the user's turn and, where there is a reply, of it and its end token; only these are supervised.
 
-    What people wrote is text, whatever marks of the tokenizer it holds. Raises `EncodingError`, with the conversation's id,
-    for a picture that cannot be read and for whatever its processor refuses.
+    Special tokens in the prompt or reply are ordinary text. Raises `EncodingError`, with the conversation's id, for a picture
+    that cannot be read and for anything else that the processor cannot encode.
     """
     id, prompt, reply = conversation.id, conversation.prompt, conversation.reply
     with naming(id, prompt, reply or ""):
@@ -111,7 +111,7 @@ def _processed(processor: Any, text: str, pictures: Sequence[Image.Image]) -> Ba
 
 
 def _spelled(data: BatchFeature, stand_in: int, tokens: list[int]) -> BatchFeature:
-    """The batch with these tokens where its stand-in is, in every row that has a number for each token."""
+    """The batch with the stand-in replaced by these tokens, in every tensor that has one number for each token."""
     ids = data["input_ids"]
     place = ids[0] == stand_in
     if not place.any():
@@ -129,7 +129,7 @@ def _turn(prompt: str, pictures: int = 0) -> list[dict]:
 def reply_tokens(processor: Any, reply: str, prompt: str = "") -> list[int]:
     """Tokens of a reply as the chat template writes it in the assistant's turn, up to and with the end token.
 
-    The end token stands at the end only: a mark of the tokenizer inside the reply is text.
+    The end token stands at the end only: special tokens inside the reply are ordinary text.
     """
     said, known = _said(processor, reply, prompt), marks(processor)
     if reply.strip() in said and not known.stand_in(reply):
@@ -143,16 +143,16 @@ def reply_tokens(processor: Any, reply: str, prompt: str = "") -> list[int]:
 
 
 def reply_rows(processor: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
-    """Tokens of every conversation's reply with its end token, all at once and without what a chat template writes around it.
+    """Tokens of every conversation's reply with its end token, in one call and without what a chat template writes around it.
 
-    Raises `EncodingError`, with the conversation's id, for a reply that the tokenizer cannot write.
+    Raises `EncodingError`, with the conversation's id, for a reply that the tokenizer cannot encode.
     """
     known, end = marks(processor), processor.tokenizer.eos_token_id
     replies = [conversation.reply or "" for conversation in conversations]
     rows: Sequence[list[int] | None]
     try:
         rows = processor.tokenizer(replies, add_special_tokens=False)["input_ids"]
-    except Exception:  # of a batch it does not say which: each by itself
+    except Exception:  # the error does not say which reply it was: try each by itself
         rows = [None] * len(replies)
     whole = []
     for conversation, reply, row in zip(conversations, replies, rows, strict=True):

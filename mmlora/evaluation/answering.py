@@ -56,8 +56,8 @@ def evaluate(
     """Answer every problem, in the given order; several processes answer a share each, and all get all answers.
 
     - `likelihood`: the choice whose answer sentence has the highest summed log-probability after the prompt.
-    - `letter`: the choice whose letter has the highest log-probability as the next token. Of both, where two choices have
-      exactly the highest one, neither is the answer; warns how many.
+    - `letter`: the choice whose letter has the highest log-probability as the next token. For both methods, if several
+      choices share exactly the highest score, none is the answer; a warning counts such problems.
     - `generate`: greedy generation of explanation and answer, then `answers.parse_answer`.
     - `official`: the same, for models that say letters: ScienceQA's own regular expression, and its random guess (fixed
       here by the problem's id) where it finds nothing; warns how many were guessed.
@@ -66,8 +66,8 @@ def evaluate(
     `batch_size` problems are answered at a time, or as many as suit the method. `shuffle_seed` shows the choices in
     another order, fixed by the seed and the problem's id; `choice` and `scores` of a `Prediction` always refer to the
     problem as given. Raises `EvaluationError` for an unknown method, and where a score is not a number; `EncodingError`, with
-    the problem's id, for what cannot be encoded and for what is longer, with its longest answer, than the model can read.
-    Warns where a generation was cut at `max_new_tokens`, and whose was cut where the model's room ends.
+    the problem's id, for one that cannot be encoded or that is longer, with its longest answer, than the model can read.
+    Warns of generations cut at `max_new_tokens`, and names those cut at the model's context length.
     """
     if method not in get_args(Method):
         raise EvaluationError(f"no scoring method is called {method!r}; there are {', '.join(get_args(Method))}")
@@ -80,7 +80,7 @@ def evaluate(
     cut, guessed = counts
     if tied := 0 if method in SPOKEN else sum(answer.choice is None for answer in answers):
         warnings.warn(
-            f"{tied} of {len(problems)} problems have several choices of exactly the highest score, and count as unanswered",
+            f"{tied} of {len(problems)} problems have several choices with exactly the highest score, and count as unanswered",
             stacklevel=2,
         )
     if cut:

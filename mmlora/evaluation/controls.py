@@ -33,8 +33,9 @@ def controls(
 ) -> dict[str, Answered]:
     """The controls that need no other training, each on `count` (default all) of the problems with a picture.
 
-    `answer` is the trained model, `read` says what it reads in a picture, `pace` leaves out what does not fit in the time. A control that cannot be taken is left out:
-    *reading* without `read`, *captions_as_text* without captions, *swapped* where no skill has two pictures.
+    `answer` is the trained model, `read` says what it reads in a picture, `pace` leaves out problems that do not fit in the
+    time. A control that cannot be taken is left out: *reading* without `read`, *captions_as_text* without captions, *swapped*
+    where no skill has two pictures.
     """
     shown = evenly([problem for problem in problems if problem.image is not None], count)
     own = {problem.id for problem in shown}

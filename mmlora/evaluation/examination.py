@@ -69,7 +69,7 @@ def examine(
     count: int,
     pace: Pace,
 ) -> Examination:
-    """Ask `answer` everything, and each control `count` of the test problems with a picture, as far as `pace` allows."""
+    """Ask `answer` everything, and each control `count` of the test problems with a picture, as many as `pace` allows."""
     asked = Answered(*pace.answered(test, answer))
     shown = evenly([problem for problem in asked.problems if problem.image is not None], count)
     return Examination(

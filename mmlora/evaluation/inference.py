@@ -28,7 +28,7 @@ from mmlora.models.vlm import VLM, base_model
 
 READ = 64  # prompts in one forward pass: their products are large enough
 CACHED = 2**30  # bytes of KV cache that are answered together, where more prompts are given
-NAMED = 10  # ids that a message names at most
+NAMED = 10  # the most ids that a message names
 LEAVING = 0.75  # rows that have ended leave a batch when only so much of it still speaks: leaving copies all that stay
 
 
@@ -45,7 +45,7 @@ def generate(
     """Greedy replies to the prompts, and how many of them did not reach their end token.
 
     Prompts of like length are read `READ` at a time and answered together, as far as `CACHED` allows; `ended` hears how
-    many more replies are done. A reply ends where the model's room does, at the latest, and a warning names what was cut there.
+    many more replies are done. A reply is cut at the model's context length, and a warning names the replies cut there.
     Raises `EncodingError` for a prompt that leaves no room for a reply, and `InferenceError` where the first logits are not
     finite, as some models' are in float16.
     """
@@ -62,23 +62,23 @@ def generate(
 
 
 def decoded(tokenizer: Any, rows: Sequence[Sequence[int]] | torch.Tensor) -> list[str]:
-    """The texts of these tokens, without control tokens and outer white space, and nothing inside tidied away."""
+    """The texts of these tokens, without special tokens and outer white space; inner white space stays as it is."""
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [text.strip() for text in texts]
 
 
 def _left(vlm: VLM, sample: Sample) -> int:
-    """Tokens that the model can say to this prompt. Raises `EncodingError` where it can say none."""
+    """How many tokens a reply to this prompt may have. Raises `EncodingError` if none."""
     refuse_longer(sample.id, len(sample) + 1, room(vlm.model))
     return room(vlm.model) - len(sample)
 
 
 def _warn_of_room(vlm: VLM, ids: Sequence[str]) -> None:
-    """Say whose replies were cut where the model can read no further."""
+    """Warn that these replies were cut at the model's context length."""
     if ids:
         named = ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
         warnings.warn(
-            f"the replies to {named} ({len(ids)} in all) were cut where the {room(vlm.model)} tokens that the model can read end",
+            f"the replies to {named} ({len(ids)} in all) were cut at the {room(vlm.model)} tokens that the model can read",
             stacklevel=3,
         )
 
@@ -102,8 +102,8 @@ def _begun(vlm: VLM, samples: Sequence[Sample]) -> Iterator[tuple[torch.Tensor, 
 def _said(
     vlm: VLM, logits: torch.Tensor, speech: Speech, max_new_tokens: int, ended: Callable[[int], object]
 ) -> torch.Tensor:
-    """The tokens of each row, int64 (rows, max_new_tokens), from the logits of the first; padding after the end token,
-    and where the model's room ends."""
+    """The tokens of each row, int64 (rows, max_new_tokens), from the logits of the first; padding after the end token and
+    beyond the model's context length."""
     end = vlm.processor.tokenizer.eos_token_id
     said = torch.full((len(logits), max_new_tokens), _pad(vlm), device=logits.device)
     speaking = torch.arange(len(said), device=said.device)
@@ -129,8 +129,8 @@ def _said(
 def ask(vlm: VLM, text: str, picture: Image.Image | None = None, max_new_tokens: int = 80) -> str:
     """Ask the model anything: its greedy reply, printed word by word as it comes, and returned.
 
-    It ends where the model's room does, at the latest, with a warning. Raises `EncodingError` for a picture that cannot be
-    read, for what the processor refuses, and for a text that leaves no room for a reply.
+    It is cut at the model's context length, with a warning. Raises `EncodingError` for a picture that cannot be read, for
+    anything else that the processor cannot encode, and for a text that leaves no room for a reply.
     """
     tokenizer = vlm.processor.tokenizer
     asked = encode(vlm.processor, Conversation("yours", text, () if picture is None else (picture,)))

@@ -23,7 +23,7 @@ def log_likelihoods(
 
     The prompts run once, left-padded, together with the tokens that all of a prompt's continuations share. Their
     KV cache is then repeated per continuation and the rest runs right-padded. Equal to scoring whole rows.
-    Raises `EncodingError` where a prompt with its longest continuation is more than the model can read.
+    Raises `EncodingError` where a prompt with its longest continuation is longer than the model can read.
     """
     starts: list[list[int]] = [list(os.path.commonprefix([list(c[:-1]) for c in lists])) for lists in continuations]
     prompts = [encode(vlm.processor, c).followed_by(start) for c, start in zip(conversations, starts)]

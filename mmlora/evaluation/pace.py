@@ -1,7 +1,7 @@
-"""Answers within a time: as many as fit, drawn by lot, so that those left out are like those answered.
+"""Answering as many problems as fit in a given time, drawn by lot, so that those left out are like those answered.
 
-A machine that other programs use too answers at a pace that nobody knows beforehand. A run that promised its minutes scores
-fewer problems there, and says how many.
+How fast a machine answers that other programs use too is not known beforehand. A run limited to some minutes then scores
+fewer problems, and prints how many.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SLACK = 1.25  # how much longer than estimated all of them may take before some 
 
 
 class Pace:
-    """Seconds that an answer takes, estimated anew by every call that is long enough to tell.
+    """Seconds that an answer takes, measured again in every call.
 
-    `left()` gives the seconds that all answers still to come may take; None where nothing was promised. `wanted` is how many
-    those are.
+    `left()` gives the seconds that all remaining answers together may take; `left` is None where there is no limit. `wanted`
+    is the number of remaining answers.
     """
 
     def __init__(self, seconds: float, wanted: int, left: Callable[[], float] | None):
@@ -31,8 +31,8 @@ class Pace:
     def answered(self, problems: Sequence[Problem], answer: Answer) -> tuple[list[Problem], list[Prediction]]:
         """The problems that were answered, in their order, and the answers.
 
-        All of them where they fit into their share of the time, in one call. Otherwise some, drawn by lot: half of what fits,
-        then at the pace that this took the rest of it, and never fewer than `LEAST`.
+        All of them, in one call, if they fit into their share of the time. Otherwise some, drawn by lot: first half of what
+        fits, then the rest at the pace measured on these; never fewer than `LEAST`.
         """
         lot = list(range(len(problems)))
         random.Random(len(lot)).shuffle(lot)
@@ -59,7 +59,7 @@ class Pace:
         """How many more to answer in one call, when so many seconds are left for them: the same in every process."""
         if self.left is None:
             return rest
-        from mmlora.models import processes  # here, for it brings torch, which saved answers need not wait for
+        from mmlora.models import processes  # not at the top: it imports torch, which saved answers do not need
 
         pace, seconds = processes.agreed(self.seconds, seconds)
         if not done and rest * pace <= SLACK * seconds:

@@ -1,6 +1,6 @@
-"""Before training: what a run teaches is read back, as it will be when the model says it, and has to be the answer.
+"""Before training: every taught reply is read as the model's replies will be, and has to name its problem's answer.
 
-A reply that is not read as its own problem's choice would count as wrong however well it was learned.
+A reply that is read as another choice, or as none, would count as wrong however well it was learned.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ SHOWN = 120  # characters of a reply that a message shows
 def read_back(problems: Sequence[Problem], format: Format, method: Method) -> None:
     """Read every reply that is taught in this format by this method, as text.
 
-    Raises `EncodingError` with the ids of the problems whose reply does not name their answer. Likelihood and letter read
-    nothing.
+    Raises `EncodingError` with the ids of the problems whose reply does not name their answer. The methods likelihood and
+    letter read no replies, so nothing is checked for them.
     """
     if method in SPOKEN:
         _check(problems, [target_text(problem, format) for problem in problems], method, "as text")
 
 
 def read_back_tokens(vlm: VLM, problems: Sequence[Problem], format: Format, method: Method) -> None:
-    """The same, from the tokens that the model is taught to say: none of its text may be lost in them."""
+    """The same for the text that the taught tokens decode to, which may differ from the reply."""
     if method not in SPOKEN:
         return
     conversations = [taught(problem, format) for problem in problems]
@@ -67,7 +67,7 @@ def _check(problems: Sequence[Problem], texts: Sequence[str], method: Method, ho
 
 
 def _why(problem: Problem, text: str) -> str:
-    """What is known to be in the way."""
+    """The reason, as far as it is known."""
     said = "the answer is"
     if text.lower().count(said) > 1 and said not in problem.answer_text.lower():
         return f', because its solution says "{said}" too'

@@ -89,11 +89,11 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any
 
 
 def _check(folder: Path, mine: dict[str, Any]) -> None:
-    """Raise `ConnectorError` where the folder's record says that its connector was learned otherwise, or is another one."""
+    """Raise `ConnectorError` if the folder's record says that its connector was learned otherwise, or its file has changed."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).is_file() else {}
     except ValueError as error:
-        raise ConnectorError(f"{folder / RECORD} is no JSON ({error}); choose another folder") from error
+        raise ConnectorError(f"{folder / RECORD} is not valid JSON ({error}); choose another folder") from error
     if record.get(DIGEST, "") not in ("", sha256((folder / FILE).read_bytes()).hexdigest()):
         raise ConnectorError(f"{folder / FILE} is not what was written: remove it, and the connector is aligned anew")
     for name, value in mine.items():

@@ -174,9 +174,9 @@ def _json(file: Path, of: str) -> dict:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise HubError(f"{file.name} of {of} is no JSON ({error}); choose another model, or copy it again") from error
+        raise HubError(f"{file.name} of {of} is not valid JSON ({error}); choose another model, or copy it again") from error
     if not isinstance(found, dict):
-        raise HubError(f"{file.name} of {of} is no JSON object; choose another model, or copy it again")
+        raise HubError(f"{file.name} of {of} is not a JSON object; choose another model, or copy it again")
     return found
 
 
@@ -208,14 +208,14 @@ def _verified(repo: str, path: Path, record: Path) -> dict:
 
 @contextmanager
 def _explained(repo: str, revision: str | None) -> Iterator[None]:
-    """Whatever the hub or its client raises, said as one `HubError` sentence."""
+    """Turn whatever the hub's client raises into a `HubError` of one sentence."""
     try:
         yield
     except MMLoraError:
         raise
     except (
         Exception
-    ) as error:  # among them ImportError and ValueError for a proxy, and what its two HTTP clients call theirs
+    ) as error:  # also ImportError and ValueError for a proxy, and the own exceptions of two HTTP clients
         raise HubError(_sentence(repo, revision, error)) from error
 
 
@@ -239,6 +239,6 @@ def _sentence(repo: str, revision: str | None, error: Exception) -> str:
     if isinstance(error, EntryNotFoundError):
         return f"{repo} has no config.json, so transformers cannot load it; choose another model"
     return (
-        f"fetching {repo} failed: {network.reason(error, constants.ENDPOINT)}; files that are complete are kept, so run "
-        "again then, or set HF_HUB_OFFLINE=1 to use only what is in the cache"
+        f"fetching {repo} failed: {network.reason(error, constants.ENDPOINT)}; complete files are kept, so run again "
+        "afterwards, or set HF_HUB_OFFLINE=1 to use only what is in the cache"
     )

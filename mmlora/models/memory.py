@@ -21,7 +21,7 @@ from mmlora.errors import MMLoraError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 HELD = 2**30  # bytes of encoded samples that may lie in memory together
-#: What accelerate does not take for it: a card's words, and those of a processor's allocators.
+#: Messages that accelerate does not recognize as out of memory: of a card, and of a processor's allocators.
 NO_ROOM = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",

@@ -31,21 +31,21 @@ class ShardingError(MMLoraError):
     """Weights that cannot be shared out among processes; the message says what to do."""
 
 
-#: What torch's backends say of a process at the other end that is gone.
+#: What torch's backends say when the process at the other end is gone.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "timed out", "Timed out", "refused", "remote process")
 
 
 @contextmanager
 def _heard() -> Iterator[None]:
-    """Raise `ProcessLost` where another process has ended: its connections close, and nobody waits for `PATIENCE`."""
+    """Raise `ProcessLost` when another process has ended: at once, because its connections close, not after `PATIENCE`."""
     try:
         yield
     except RuntimeError as error:
         if not any(words in str(error) for words in GONE):
             raise
         raise ProcessLost(
-            f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}): look at what it said "
-            "last, and go on with the run, --resume, when that is mended"
+            f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}): look at its last "
+            "output, fix the cause, and go on with the run (--resume)"
         ) from error
 
 
@@ -77,7 +77,7 @@ def one_first() -> AbstractContextManager:
 
 
 def wait() -> None:
-    """Until all processes are here. This and all that follows raise `ProcessLost` where one of them has ended."""
+    """Wait for all processes. This and the functions below raise `ProcessLost` when one of them has ended."""
     with _heard():
         _state().wait_for_everyone()
 

@@ -142,7 +142,7 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
 
 
 def refuse_speechless(name: str, config: PretrainedConfig) -> None:
-    """Raise `UnknownModel` where an architecture neither reads pictures and writes, nor writes alone."""
+    """Raise `UnknownModel` for an architecture that is neither a vision-language model nor a causal language model."""
     kinds = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
     if not any(type(config) in kind for kind in kinds):
         raise UnknownModel(
@@ -152,7 +152,7 @@ def refuse_speechless(name: str, config: PretrainedConfig) -> None:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """What transformers objects to in a model's files, as one `HubError` sentence; running out of memory stays what it is."""
+    """Turn what transformers raises for a model's files into a `HubError` of one sentence; running out of memory passes."""
     try:
         yield
     except MMLoraError:
@@ -162,7 +162,7 @@ def explained(name: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
         if "trust_remote_code" in reason or "custom code" in reason:
-            reason = "a file of it asks for code of its own, which mmlora never runs"
+            reason = "one of its files asks for code of its own, which mmlora never runs"
         raise hub.HubError(
             f"{name} cannot be loaded: {reason}; copy or fetch it again, or choose another model"
         ) from error

@@ -1,4 +1,4 @@
-"""Whether a processor's tokenizer and chat template go with a model: told while loading, before anything is encoded."""
+"""Checks while loading, before anything is encoded, that a processor's tokenizer and chat template fit the model."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class TokenizerError(MMLoraError):
 
 
 def refuse_unfit(name: str, model: PreTrainedModel, processor: Any) -> None:
-    """Raise `TokenizerError` where the tokenizer knows more tokens than the model has embeddings, has no end token, or where
+    """Raise `TokenizerError` if the tokenizer has more tokens than the model has embeddings, if it has no end token, or if
     the chat template cannot write a turn.
 
-    The placeholder of a picture alone may lie beyond the embeddings: it is never looked up.
+    Only the placeholder of a picture may have no embedding: it is never looked up.
     """
     tokenizer, rows = processor.tokenizer, model.get_input_embeddings().num_embeddings
     slots = {getattr(owner, "image_token_id", None) for owner in (processor, tokenizer)}
     beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= rows and i not in slots}
     if beyond:
         raise TokenizerError(
-            f"the tokenizer of {name} has {len(beyond)} tokens that its {rows} embeddings do not reach, such as "
+            f"the tokenizer of {name} has {len(beyond)} tokens beyond the model's {rows} embeddings, such as "
             f"{beyond[max(beyond)]!r} ({max(beyond)}); give the tokenizer that the model was made with, or a model whose "
             "embeddings were resized for it"
         )
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
-            f"the tokenizer of {name} has no end token, so that no reply would end; set eos_token in its tokenizer_config.json"
+            f"the tokenizer of {name} has no end token, so no reply would end; set eos_token in its tokenizer_config.json"
         )
     if not processor.chat_template:
         return
@@ -41,6 +41,6 @@ def refuse_unfit(name: str, model: PreTrainedModel, processor: Any) -> None:
     except Exception as error:  # Jinja's own, or whatever the template's functions raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise TokenizerError(
-            f"the chat template of {name} cannot write a user's turn ({said}); mend its chat template file, or take "
+            f"the chat template of {name} cannot write a user's turn ({said}); fix its chat template file, or choose "
             "another model"
         ) from error

@@ -35,7 +35,7 @@ def both_ways(clip: Clip, images: Sequence) -> torch.Tensor:
 
 
 def text_features(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
-    """Texts → (texts, width), float32, of length one. Warns where the text tower reads some of them not to their end."""
+    """Texts → (texts, width), float32, of length one. Warns of texts that are longer than the text tower reads."""
     return _features(clip, words(clip, texts))
 
 
@@ -46,15 +46,15 @@ def _features(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def words(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
-    """Texts → tokens, int64 (texts, context), as open_clip's tokenizer writes them; warns where it cuts some at its context.
+    """Texts → tokens, int64 (texts, context), as open_clip's tokenizer makes them; warns of texts cut at its context.
 
-    Raises `ClipError` for a text that cannot be written as UTF-8.
+    Raises `ClipError` for a text that cannot be encoded as UTF-8.
     """
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ClipError(f"the text {text[:60]!r} cannot be written as UTF-8 ({error.reason}); mend it") from error
+            raise ClipError(f"the text {text[:60]!r} cannot be encoded as UTF-8 ({error.reason}); fix it") from error
     tokens = clip.tokenizer(list(texts))
     cut = [text for text, whole in zip(texts, _whole(clip, texts, tokens)) if not whole]
     if cut:
@@ -67,7 +67,7 @@ def words(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
 
 
 def _whole(clip: Clip, texts: Sequence[str], tokens: torch.Tensor) -> list[bool]:
-    """Whether these are all tokens of each text: one place more has padding in it and changes nothing before."""
+    """Whether each text fits in its tokens: with room for one more token, that one is padding and the others are the same."""
     context = tokens.shape[1]
     padding = clip.tokenizer([""])[0, -1]
     whole = [bool(row[-1] == padding) for row in tokens]
@@ -87,10 +87,10 @@ def name_features(clip: Clip, names: Sequence[str], prompts: Sequence[str]) -> t
 def top(pictures: torch.Tensor, names: torch.Tensor, right: torch.Tensor, k: int = 1) -> Share:
     """How many pictures (n, width) have their `right` name (n,) among their `k` nearest of `names` (m, width).
 
-    Names that are exactly as near as the right one, or that have no finite score, count as nearer: a tie is no answer.
+    Names that are exactly as near as the right one, or whose score is not a number, count as nearer: a tie is no answer.
     """
     scores = pictures @ names.T
-    rivals = ~(scores < scores.gather(1, right[:, None]))  # those as near, the right one itself, and what is no number
+    rivals = ~(scores < scores.gather(1, right[:, None]))  # nearer ones, ties with the right one, itself, and NaN
     return Share(int((rivals.sum(1) <= k).sum()), len(right))
 
 
@@ -137,8 +137,8 @@ def retrieval(pictures: torch.Tensor, texts: torch.Tensor) -> Retrieval:
 def choose(clip: Clip, problems: Sequence[Problem], prompt: str = "{}") -> list[Prediction]:
     """The choice whose words lie nearest to the picture, for each problem that has one; the question is not read.
 
-    A yardstick: what a picture's likeness to the words gives away without understanding what was asked. None where the nearest
-    ones tie or a score is not finite. Warns where choices are longer than the text tower reads.
+    A yardstick: what a picture's likeness to the words gives away without understanding what was asked. The choice is None
+    where the nearest ones tie or a score is not finite. Warns of choices that are longer than the text tower reads.
     """
     seen = [problem for problem in problems if problem.image is not None]
     pictures, found = image_features(clip, [problem.image for problem in seen]), []
