@@ -68,7 +68,7 @@ class Settings:
     few_samples: bool = _setting(
         False,
         "How long",
-        "Train even where the minutes allow fewer samples than ever taught anything, instead of stopping.",
+        "Train even if the minutes allow too few samples to learn anything from, instead of stopping.",
     )
     probe_problems: int | None = _setting(
         None, "How long", "Validation problems answered on the way; none is as many as pay, 0 is none."

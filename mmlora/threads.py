@@ -1,7 +1,7 @@
 """Threads that share this machine with other programs.
 
 The threads of one matrix product wait for each other. By default OpenMP's spin while they wait, which costs nothing on
-idle cores; where another program holds a core, they spin away the time in which the thread they wait for could run
+idle cores; where another program uses a core, they take up the time in which the thread that they wait for could run
 (measured in results/speed/busy.json). With a passive policy they sleep. The policy is read once, when torch is imported:
 
 - Linux wheels bring libgomp: `OMP_WAIT_POLICY=PASSIVE` sets its `GOMP_SPINCOUNT` to 0 (GCC's libgomp manual, 4.20 and 4.24).
@@ -18,19 +18,19 @@ import sys
 import time
 
 POLICY = "OMP_WAIT_POLICY"
-CHOSEN = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # each of them is the user's own answer to the question
+CHOSEN = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # where one of them is set, the user has chosen
 NOTABLE = 0.25  # cores that other programs use before a run mentions it
 
 
 def wait_passively() -> bool:
-    """Set the passive policy for this process and its children; False where torch was there first and nobody had chosen."""
+    """Set the passive policy for this process and its children; False if that is too late, after torch was imported."""
     if any(name in os.environ for name in CHOSEN):
         return True
     os.environ[POLICY] = "PASSIVE"
     return "torch" not in sys.modules
 
 
-#: Whether waiting threads do as they were told, settled when mmlora is imported.
+#: Whether the policy is in force, decided when mmlora is imported.
 SETTLED = wait_passively()
 
 

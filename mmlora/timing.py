@@ -31,7 +31,7 @@ class Timing:
 
     @property
     def promised(self) -> bool:
-        """Whether minutes were asked for, and neither steps nor minutes of training nor a number of test problems."""
+        """Whether the minutes are the only limit: no steps, minutes of training or number of test problems were set."""
         chosen = self.settings
         return chosen.steps is None and chosen.train_minutes is None and chosen.test_problems is None
 
@@ -53,17 +53,17 @@ class Timing:
         return pace.answered(problems, answer)
 
     def expect(self, seconds: float, answers: int, wanted: int) -> None:
-        """Scoring takes as long as a trial of so many answers in so many seconds says, and a tenth more."""
+        """Estimate how long scoring takes: a trial gave so many answers in so many seconds; a tenth is added."""
         left = (lambda: 60 * self.budget.left()) if self.promised else None
         self.pace = Pace(SPARE * seconds / answers, wanted, left)
 
     def probed(self, seconds: float, answers: int) -> None:
-        """The same, from answers on the way: the model that trains answers by then as it will in the end."""
+        """The same from a probe during training, when the model already answers much as it will in the end."""
         if self.pace is not None:
             self.pace.seconds = SPARE * seconds / answers
 
     def refuse_few_samples(self, model: nn.Module, samples: TrainingSet, minutes: float) -> None:
-        """Raise `TrainingError` where so many minutes see too few samples to learn from; print it where that was asked for."""
+        """Raise `TrainingError` if so many minutes are too few samples to learn from; with `few_samples` only print it."""
         speed = samples_per_second(model, samples, self.settings.training(minutes))
         if speed is None or 60 * minutes * speed >= FEWEST:
             return
@@ -78,7 +78,7 @@ class Timing:
         print(few)
 
     def training_minutes(self) -> Callable[[float], float]:
-        """A function for `fit`: minutes that training may take, when steps have become so many times slower since it began.
+        """A function for `fit`: the minutes that training may take, given how many times slower steps have become.
 
         Scoring slows down as the steps do, until a probe tells how long answers take.
         """

@@ -121,7 +121,7 @@ def test_every_reader_takes_what_can_mean_one_thing_only(write, change, tmp_path
 ])  # fmt: skip
 def test_texts_that_cannot_be_stored_are_refused_where_they_are_read(write, change, tmp_path):
     write(tmp_path, {**ROW, **change})
-    with pytest.raises(DataError, match="which is half of a character and cannot be stored as UTF-8") as caught:
+    with pytest.raises(DataError, match="half of a surrogate pair, which UTF-8 cannot encode") as caught:
         load_problems(tmp_path)
     assert str(caught.value).encode() and str(tmp_path) in str(caught.value)
 
@@ -212,7 +212,7 @@ def test_a_list_of_problems_is_a_table(name, tmp_path, capsys):
     with pytest.raises(DataError, match=f"{name} has 1 faulty row:\n  line 19: problem test-2: answer 'z'"):
         load_problems(tmp_path)
     for cut, message in (
-        (-2, "line 18: the list is no JSON|neither a comma nor its end"),
+        (-2, "line 18: the list is not valid JSON|neither a comma nor its end"),
         (None, "goes on after the end"),
     ):
         (tmp_path / name).write_text((json.dumps(rows, indent=1) + "]")[:cut] + "]" * (cut is None))
@@ -236,7 +236,7 @@ def test_an_object_over_several_lines_is_named(tmp_path):
     ):
         load_problems(tmp_path)
     (tmp_path / "test.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:-1] + ', "answer": 1}')
-    with pytest.raises(DataError, match="line 2: problem test-1: it is no JSON .the name 'answer' is there twice"):
+    with pytest.raises(DataError, match="line 2: problem test-1: it is not valid JSON .the name 'answer' is there twice"):
         load_problems(tmp_path)
 
 
@@ -265,12 +265,12 @@ def test_a_tsv_file_is_a_table_where_there_is_no_other(tmp_path):
     (f",{HEAD}\n1,Which?,x,y,A\n1,Where?,x,y,A\n", "line 1: column 1 has no name and holds '1'"),
     (f"{HEAD}\nWhich?,x,y,A,more\n", "line 2: problem test-0: it has 5 cells for 4 columns"),
     (f"{HEAD},Answer\nWhich?,x,y,A,B\n", "line 1: two columns are called 'answer'"),
-    ("question,choices,answer\nWhich?,x y,A\n", "line 1: no column is called 'choices': write each choice into a column of"),
+    ("question,choices,answer\nWhich?,x y,A\n", "line 1: unknown column 'choices': write each choice into a column of"),
     ("Which?|x|y|A\n", "line 1: it names no column such as question, choice_a"),
     ("", "line 1: it names no column such as question, choice_a"),
     (f'{HEAD}\nWhich?,x,y,A\n"Where?,x,y,A\n' + "Which?,x,y,A\n" * 900, "line 3: the quote that opens here is never closed"),
     (f'{HEAD}\n"Two\nlines?",x,"y,A\n' + "Which?,x,y,A\n" * 9, "line 3: the quote that opens here is never closed"),
-    (f'{HEAD}\nWhich?,x,y,A\n"Where?,x,y,A\nWhich?,"x",y,A\n', "line 3: a cell's quote closes before its end in line 4"),
+    (f'{HEAD}\nWhich?,x,y,A\n"Where?,x,y,A\nWhich?,"x",y,A\n', "line 3: the quote that opens here closes in line 4 before its cell ends"),
     (f"{HEAD}\nWhich?,x,y,A\nWhe\0re?,x,y,A\n", "line 3: it has a NUL"),
 ])  # fmt: skip
 def test_faults_of_a_csv_are_told_where_they_begin(table, message, tmp_path):
@@ -332,10 +332,10 @@ def test_a_name_with_a_backslash_is_its_own_first(tmp_path):
     ("..\\a.png", "lies outside the folder"), ("file:///etc/hostname", "lies outside the folder"),
     ("a.png;b.png", "names several"), ("a.png, b.png", "names several"), ("['a.png', 'b.png']", "names several"),
     ("a,1.png;b.png", "names several"), ("img", "is a folder; name a file in it"), (".", "is a folder"),
-    ("x" * 300 + ".png", "has a name of 304 characters, longer than any file's"), ("a/" * 900 + "a.png", "has a name of 1805 characters"),
+    ("x" * 300 + ".png", "has a name of 304 characters, longer than a file's can be"), ("a/" * 900 + "a.png", "has a name of 1805 characters"),
     ("a\x00.png", "has a NUL in its name"), (5, "image is 5, not the name of a file"), (True, "image is True"),
     ({"bytes": None, "path": "a.png"}, "its picture has no bytes, only the name 'a.png'"),
-    ("data:image/png;base64,!!", "is no whole base64"), ("data:image/png,x", "is a data: address without base64"),
+    ("data:image/png;base64,!!", "is not complete base64"), ("data:image/png,x", "is a data: URL without base64"),
     ("data:image/png;base64,", "its picture is empty, 0 bytes"), ("iVBORw0KGgo" + "A" * 60, "its picture "), ("empty.png", "is empty, 0 bytes"),
 ])  # fmt: skip
 def test_what_can_be_no_picture_of_the_folder_is_told(cell, message, tmp_path):
@@ -375,7 +375,7 @@ def test_a_picture_whose_content_is_unsound_is_refused_while_it_is_read(data, wr
     for place in (tmp_path / "a.png", tmp_path / "test" / "7" / "a.png"):
         place.write_bytes(data)
     write(tmp_path, {**ROW, "image": {"bytes": data, "path": "a.png"} if write is as_parquet else "a.png"})
-    with pytest.raises(DataError, match="problem (7|test-0): its picture .*(cannot be read|no image file)"):
+    with pytest.raises(DataError, match="problem (7|test-0): its picture .*(cannot be read|not an image file)"):
         load_problems(tmp_path)
 
 
@@ -423,7 +423,7 @@ def test_official_pictures_that_are_all_missing_stop_too(tmp_path):
 def test_what_the_disk_objects_to_is_a_sentence(tmp_path):
     with pytest.raises(DataError, match="x is no source of problems|cannot read"):
         load_problems("x" * 5000)
-    with pytest.raises(DataError, match="names the home folder of nobody on this machine"):
+    with pytest.raises(DataError, match="names the home folder of a user whom this machine does not know"):
         load_problems("~nobody-of-this-name/problems")
     for split in ("/train", "../train", "a/b", ""):
         with pytest.raises(

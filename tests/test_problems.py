@@ -438,7 +438,7 @@ def test_the_27th_choice_is_refused(tmp_path):
         (tmp_path / "test.csv").write_text(f"{head}\nWhich?,Z,{','.join(many[:count])}\n")
         if count == 26:
             assert load_problems(tmp_path)[0].answer_text == "number 25"
-    with pytest.raises(DataError, match="line 1: no column is called 'choice_aa'"):
+    with pytest.raises(DataError, match="line 1: unknown column 'choice_aa'"):
         load_problems(tmp_path)
 
 
@@ -487,10 +487,10 @@ GOOD = "g,Why?,yes,no,,A\n"
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("id,question,choice_a,choice_b,anser\n", "line 1: no column is called 'anser'; the nearest is 'answer'"),
+    ("id,question,choice_a,choice_b,anser\n", "line 1: unknown column 'anser'; the nearest is 'answer'"),
     ("id,question,choice_a,answer\n", "line 1: there is no column choice_b"),
     ("question,question,choice_a,choice_b,answer\n", "line 1: two columns are called 'question'"),
-    ("question;choice_a;choice_b;answr\n", "line 1: no column is called 'answr'; the nearest is 'answer'"),
+    ("question;choice_a;choice_b;answr\n", "line 1: unknown column 'answr'; the nearest is 'answer'"),
     (HEAD + GOOD + "x,Why?,yes,no,,F\n", "line 3: problem x: answer 'F' is no letter A to B, no choice's exact text"),
     (HEAD + GOOD + "x,Why?,yes,no,,C\n", "line 3: problem x: answer 'C' is no letter A to B"),
     (HEAD + GOOD + "x,Why?,yes,no,,2\n", "line 3: problem x: answer '2' is no letter"),
@@ -510,7 +510,7 @@ GOOD = "g,Why?,yes,no,,A\n"
     (SHORT + "image\nx,Why?,yes,no,A,/etc/hostname\n", "line 2: problem x: its picture '/etc/hostname' lies outside"),
     (SHORT + "image\nx,Why?,yes,no,A,../../x.png\n", r"line 2: problem x: its picture '\.\./\.\./x\.png' lies outside the folder"),
     (SHORT + "image\nx,Why?,yes,no,A,a/../../x.png\n", "line 2: problem x: its picture 'a/../../x.png' lies outside"),
-    (SHORT + "image\nx,Why?,yes,no,A,test.csv\n", "line 2: problem x: its picture is no image"),
+    (SHORT + "image\nx,Why?,yes,no,A,test.csv\n", "line 2: problem x: its picture is not an image"),
     (HEAD, "has no problem in the split 'test'"),
 ])  # fmt: skip
 def test_faults_of_a_csv_file_are_named_with_their_line(content, message, tmp_path):
@@ -523,8 +523,8 @@ WHY = '{"id": "x", "question": "Why?", '
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ('{"question": "Why?"', "line 2: problem test-1: it is no JSON"),
-    ('["Why?"]', "line 2: problem test-1: it is no object"),
+    ('{"question": "Why?"', "line 2: problem test-1: it is not valid JSON"),
+    ('["Why?"]', "line 2: problem test-1: it is not a JSON object"),
     (WHY + '"answer": 0}', "line 2: problem x: choices should not be empty"),
     (WHY + '"choices": "yes", "answer": 0}', "line 2: problem x: choices is 'yes', not a list of texts"),
     (WHY + '"choices": ["1", 2], "answer": 0}', r"line 2: problem x: choices are \['1', 2\], not a list of texts"),

@@ -1,6 +1,6 @@
-"""The rows of a CSV or TSV file as spreadsheets and pandas save them, each with the line that it begins in.
+"""The rows of a CSV or TSV file as spreadsheets and pandas save them, each with the number of the line where it begins.
 
-Names of columns may be written with other capitals and with spaces; commas, semicolons or tabs may stand between cells.
+Column names may have other capitals and spaces; cells may be separated by commas, semicolons or tabs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CHOICES = tuple(f"choice_{letter.lower()}" for letter in LETTERS)
 COLUMNS = (*(name for name in FIELDS if name != "choices"), *CHOICES)
 NEEDED = ("question", *CHOICES[:2], "answer")
 SEPARATORS = ",;\t"
-LARGEST = 2**31 - 1  # characters in a cell: the most that csv can be told on every system
+LARGEST = 2**31 - 1  # characters in a cell: the largest limit that csv accepts on every system
 NAMELESS = re.compile(r"unnamed:_\d+")  # what pandas calls a column without a name
 
 
 def rows(path: Path, more: Sequence[str] = ()) -> Iterator[Line]:
-    """Yield every row's line and its filled cells, `choices` made of choice_a to choice_z, or the reason why it has none.
+    """Yield every row's line and its filled cells, `choices` made of choice_a to choice_z, or what is wrong with the row.
 
     `more` names columns beyond a problem's fields. Raises `DataError` where the columns or the quotes are wrong.
     """
@@ -50,7 +50,7 @@ def rows(path: Path, more: Sequence[str] = ()) -> Iterator[Line]:
 
 
 def _separator(file: TextIO) -> tuple[str, int]:
-    """What stands between the names of columns, and how many rows stand before them: Excel may say it in one of its own."""
+    """The separator, and how many rows come before the column names: Excel may name the separator in a row of its own."""
     first = next((text for text in file if text.strip(" \t\r\n,;")), "")
     if said := re.fullmatch(r"\"?sep=([,;\t])\"?", first.strip(" \r\n").lower()):
         return said[1], 1
@@ -76,13 +76,13 @@ def _records(path: Path, file: TextIO, separator: str) -> list[tuple[int, list[s
 def _without_nul(path: Path, file: TextIO) -> Iterator[str]:
     for line, text in enumerate(file, 1):
         if "\0" in text:
-            raise DataError(f"{path}, line {line}: it has a NUL, which is no text; save the table anew as “CSV UTF-8”")
+            raise DataError(f"{path}, line {line}: it has a NUL character, which is not text; save the table again as “CSV UTF-8”")
         yield text
 
 
 @contextmanager
 def _any_length() -> Iterator[None]:
-    """Cells of more than csv's 131,072 characters: a picture in base64 is one."""
+    """Allow cells of more than csv's 131,072 characters, such as a picture in base64."""
     before = csv.field_size_limit(LARGEST)
     try:
         yield
@@ -91,17 +91,17 @@ def _any_length() -> Iterator[None]:
 
 
 def _quotes(path: Path, begin: int, failed: int, separator: str) -> str:
-    """What is wrong with the row that begins there, told where its last quote opens."""
+    """What is wrong with the quotes of the row that begins there, with the line where the wrong one opens."""
     with opened(path, newline="") as file:
         line, closed = _opening(islice(file, begin - 1, None), begin, separator)
     if not closed:
-        return f"{path}, line {line}: the quote that opens here is never closed; close it; a quote inside a cell is written twice"
+        return f"{path}, line {line}: the quote that opens here is never closed; close it (a quote inside a cell is written twice)"
     ends = f" in line {failed}" if failed != line else ""
-    return f"{path}, line {line}: a cell's quote closes before its end{ends}; a quote inside a cell is written twice"
+    return f"{path}, line {line}: the quote that opens here closes{ends} before its cell ends; a quote inside a cell is written twice"
 
 
 def _opening(lines: Iterator[str], begin: int, separator: str) -> tuple[int, bool]:
-    """The line of the first quote that is not followed by a cell's end, and whether it is closed at all."""
+    """The line where the first quote opens that does not close at a cell's end, and whether it closes at all."""
     opens, quoted, fresh = begin, False, True
     for line, text in enumerate(lines, begin):
         place = 0
@@ -125,32 +125,32 @@ def column(name: str) -> str:
 
 
 def check_columns(found: Iterable[str], known: Sequence[str]) -> None:
-    """Raise `ValueError` for a column that nothing is called."""
+    """Raise `ValueError` for an unknown column."""
     for name in found:
         if name not in known:
             near = get_close_matches(name, known, 1, 0)
-            raise ValueError(f"no column is called {name!r:.60}; the nearest is {near[0]!r}")
+            raise ValueError(f"unknown column {name!r:.60}; the nearest is {near[0]!r}")
 
 
 def _check_header(columns: list[str], known: Sequence[str]) -> None:
     if not set(columns) & set(known):
         raise ValueError(
-            f"it names no column such as {', '.join(NEEDED)}; the first line of a table names its columns, with commas, semicolons "
-            "or tabs between"
+            f"it names no column such as {', '.join(NEEDED)}; the first line of a table must name its columns, separated by "
+            "commas, semicolons or tabs"
         )
     if "choices" in columns:
         raise ValueError(
-            "no column is called 'choices': write each choice into a column of its own, choice_a, choice_b and so on"
+            "unknown column 'choices': write each choice into a column of its own, choice_a, choice_b and so on"
         )
     check_columns(filter(None, columns), known)
     if twice := [name for name in columns if name and columns.count(name) > 1]:
-        raise ValueError(f"two columns are called {twice[0]!r}")
+        raise ValueError(f"two columns are called {twice[0]!r}; rename or delete one")
     if missing := [name for name in NEEDED if name not in columns]:
-        raise ValueError(f"there is no column {', '.join(missing)}")
+        raise ValueError(f"there is no column {', '.join(missing)}; add it")
 
 
 def _check_nameless(place: int, cells: list[str]) -> None:
-    """Raise `ValueError` for a column without a name that holds more than the rows' numbers."""
+    """Raise `ValueError` for a column without a name that holds anything but row numbers."""
     numbers = {cell.strip() for cell in cells}
     if numbers <= {""} or len(numbers) == len(cells) and all(re.fullmatch("[0-9]{1,18}", each) for each in numbers):
         return

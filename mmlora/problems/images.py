@@ -32,16 +32,16 @@ BEGINNINGS = (
 
 
 class Finder:
-    """Finds the pictures that the rows of one folder name; each folder inside is listed once."""
+    """Finds the pictures that the rows of one folder name; each subfolder is listed once."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._listed: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, cell: object, below: Sequence[str] = ("",)) -> Path | bytes | None:
-        """The picture's file, be it there or not; its bytes where the cell holds them; None where the cell is empty.
+        """The picture's path, whether or not the file is there; its bytes if the cell holds them; None if the cell is empty.
 
-        `below` names the folders inside in which it may lie. Raises `ValueError` for what can be no picture of this folder.
+        `below` names the subfolders where it may be. Raises `ValueError` for what cannot be a picture in this folder.
         """
         cell = _single(cell)
         if cell is None or isinstance(cell, bytes):
@@ -87,10 +87,10 @@ class Finder:
 def inside(folder: Path, below: str | Path) -> Path:
     """The path of a file in the folder. Raises `ValueError` where `below` leads out of it.
 
-    What lies elsewhere is nobody's data set, and its content would go into a report that is passed on.
+    A file elsewhere is not part of the data set, and its content would go into a report that is passed on.
     """
     whole = os.path.abspath(folder)
-    path = Path(os.path.normpath(os.path.join(whole, below)))  # not resolved: a link in the folder is its owner's will
+    path = Path(os.path.normpath(os.path.join(whole, below)))  # not resolved: a link in the folder is there on purpose
     if not path.is_relative_to(whole):
         raise ValueError(_outside(str(below), folder))
     return path
@@ -99,10 +99,10 @@ def inside(folder: Path, below: str | Path) -> Path:
 def without_missing(
     rows: list[dict], place: Path, missing_images: MissingImages, is_any: Callable[[], bool]
 ) -> list[dict]:
-    """The rows; those whose picture is no file lose it and are counted, or with "error" raise a `DataError`.
+    """The rows; those whose picture is missing lose it and are counted, or with "error" raise a `DataError`.
 
-    Every row has what `Finder.find` gave it in `image`, and the `where` that a message calls it by. `is_any` says whether any row,
-    drawn or not, has its picture: where none has, that is an error whatever was asked.
+    Every row has in `image` what `Finder.find` returned, and in `where` what a message calls it. `is_any` says whether any row,
+    drawn or not, has its picture: if none has, that is an error with either setting.
     """
     pictures = [row for row in rows if row["image"] is not None]
     missing = [row for row in pictures if not is_there(row["image"])]
@@ -112,8 +112,8 @@ def without_missing(
     found = f"{place}: {len(missing)} of {len(pictures)} pictures are missing: {named}{', …' * (len(missing) > NAMED)}"
     if len(missing) == len(pictures) and not is_any():
         raise DataError(
-            f"{found}; not one was found, so probably the pictures lie in another folder, or the names are written for "
-            "another one: put the pictures where the names say, or leave `image` empty in problems without"
+            f"{found}; not one was found, so probably the pictures are in another folder than the names say: move them there, "
+            "or leave `image` empty for problems without a picture"
         )
     if missing_images == "error":
         raise DataError(
@@ -130,12 +130,12 @@ def is_there(image: Path | bytes | None) -> bool:
 
 
 def _single(cell: object) -> object:
-    """What the cell holds once lists of one and the hub's pairs of bytes and path are opened; None for nothing."""
+    """What the cell holds, taken out of a list of one or the hub's pair of bytes and path; None if it is empty."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = json.loads(cell)
         except (ValueError, RecursionError):
-            pass  # then it is a name, or several, which is told below
+            pass  # then it is a name, or several, which is checked below
     if isinstance(cell, dict):
         if not cell.get("bytes"):
             name = f", only the name {cell['path']!r:.60}" if cell.get("path") else ""
@@ -149,12 +149,12 @@ def _single(cell: object) -> object:
 
 
 def _embedded(text: str) -> bytes | None:
-    """The picture that the text is as a data: address or in base64; None where it is neither. Raises `ValueError` for a broken one."""
+    """The picture that the text holds as a data: URL or in base64; None if neither. Raises `ValueError` for a damaged one."""
     text = text.strip()
     if text[:5].lower() == "data:":
         head, _, body = text.partition(",")
         if not head.lower().endswith(";base64"):
-            raise ValueError(f"its picture {text!r:.60} is a data: address without base64; name its file instead")
+            raise ValueError(f"its picture {text!r:.60} is a data: URL without base64; name its file instead")
         return _from_base64(unquote(body))
     only = BASE64.fullmatch(text) is not None  # a file's name has a dot
     begins = text.startswith(BEGINNINGS)
@@ -167,7 +167,7 @@ def _from_base64(text: str) -> bytes:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except ValueError as error:
         raise ValueError(
-            f"its picture {text!r:.40} is no whole base64 ({error}); write it anew or name its file"
+            f"its picture {text!r:.40} is not complete base64 ({error}); encode it again or name its file"
         ) from error
 
 
@@ -181,7 +181,7 @@ def _spellings(text: str) -> list[str]:
 
 
 def _check_name(text: str, paths: list[Path]) -> None:
-    """Raise `ValueError` for the name of a file that is not there and could not be."""
+    """Raise `ValueError` for the name of a missing file that cannot be a picture in the folder."""
     if ADDRESS.match(text) and not text.strip().lower().startswith("file:"):
         raise ValueError(
             f"its picture {text!r:.90} is an address, and nothing is fetched: download it into the folder and name the file"
@@ -193,9 +193,9 @@ def _check_name(text: str, paths: list[Path]) -> None:
         if len(parts) > 1 and all(re.search(r"\.\w{2,5}$", part) for part in parts):
             raise ValueError(_several(text))
     if "\0" in text:
-        raise ValueError(f"its picture {text!r:.60} has a NUL in its name; name the file anew")
+        raise ValueError(f"its picture {text!r:.60} has a NUL in its name; rename the file")
     if any(len(os.fsencode(part)) > LONGEST for path in paths for part in path.parts) or len(text) > 1000:
-        raise ValueError(f"its picture {text!r:.60} has a name of {len(text)} characters, longer than any file's")
+        raise ValueError(f"its picture {text!r:.60} has a name of {len(text)} characters, longer than a file's can be; rename the file")
     if any(os.path.isdir(path) for path in paths):
         raise ValueError(f"its picture {text!r:.60} is a folder; name a file in it")
 

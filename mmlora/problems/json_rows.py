@@ -1,4 +1,4 @@
-"""The rows of a JSONL file, or of a JSON file that holds a list of objects, each with the line that it begins in."""
+"""The rows of a JSONL file, or of a JSON file with a list of objects, each with the number of the line where it begins."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mmlora.problems.texts import opened, parsed, skip, whole
 
 
 def rows(path: Path) -> Iterator[Line]:
-    """Yield every row's line and its object without nulls, or the reason why it has none.
+    """Yield every row's line and its object without nulls, or what is wrong with the row.
 
-    Raises `DataError` where a list breaks off, or an object goes on in the next line.
+    Raises `DataError` if a list is incomplete, or if an object of a JSONL file goes on in the next line.
     """
     return _listed(path) if is_list(path) else _lines(path)
 
@@ -37,12 +37,12 @@ def _lines(path: Path) -> Iterator[Line]:
             except ValueError as error:
                 if not looked:
                     _check_one_line(path, line)
-                cells, looked = f"it is no JSON ({error})", True
+                cells, looked = f"it is not valid JSON ({error})", True
             yield line, cells
 
 
 def _check_one_line(path: Path, line: int) -> None:
-    """Raise `DataError` for an object that is whole JSON over several lines."""
+    """Raise `DataError` for an object that is valid JSON but written over several lines."""
     with opened(path) as file:
         text = "".join(islice(file, line - 1, None))
     try:
@@ -65,7 +65,7 @@ def _listed(path: Path) -> Iterator[Line]:
         try:
             value, place = parsed(text, place)
         except ValueError as error:
-            raise DataError(f"{path}, line {getattr(error, 'lineno', line)}: the list is no JSON ({error})") from error
+            raise DataError(f"{path}, line {getattr(error, 'lineno', line)}: the list is not valid JSON ({error})") from error
         yield line, _cells(value)
         place = skip(text, place)
         if text[place : place + 1] == ",":
@@ -80,10 +80,10 @@ def _listed(path: Path) -> Iterator[Line]:
 
 def _cells(value: object) -> dict[str, Any] | str:
     if not isinstance(value, dict):
-        return "it is no object"
+        return "it is not a JSON object"
     found: dict[str, Any] = {}
     for name, each in value.items():
         if (named := column(name)) in found:
-            return f"two of its names are {named!r:.60}"
+            return f"two of its fields are called {named!r:.60}"
         found[named] = each
     return {name: each for name, each in found.items() if each is not None}

@@ -47,7 +47,8 @@ def load_problems(
     Parquet files give their first problems; from JSON and CSV, which people sort, fewer than all are drawn by lot, always the
     same ones, and that is printed.
 
-    A problem without an id is called `<split>-<row>`. Pictures are decoded once now, to find damage, and not kept so.
+    A problem without an id is called `<split>-<row>`. Pictures are decoded once now, to find damaged ones, and not kept
+    decoded.
     Pictures that an official or own folder lacks are counted and listed in an error, or with
     `missing_images="text-only"` in a line of output; where not one is found, that is an error all the same. Raises
     `DataError`: one sentence with the file and the row.
@@ -111,9 +112,9 @@ def _read(data: str | Path, split: str, limit: int | None, missing_images: Missi
 def _path(data: str | Path) -> Path:
     try:
         return Path(data).expanduser()
-    except RuntimeError as error:  # ~name of nobody here
+    except RuntimeError as error:  # ~name of an unknown user
         raise DataError(
-            f"{data!s:.300} names the home folder of nobody on this machine; give the whole path"
+            f"{data!s:.300} names the home folder of a user whom this machine does not know; give the whole path"
         ) from error
 
 
@@ -126,7 +127,7 @@ def _kinds() -> str:
 def _in_folder(path: Path, split: str, limit: int | None, missing_images: MissingImages) -> Iterable[Problem]:
     files = [file for file in [path / "problems.json"] if file.is_file()]
     tables, lists = parquet.find(path, split), folder.find(path, split)
-    if tables or files and not json_rows.is_list(files[0]):  # beside those a .json or .tsv is something else
+    if tables or files and not json_rows.is_list(files[0]):  # beside those a .json or .tsv holds something else
         lists = [each for each in lists if each.suffix in folder.ENDS[0]]
     if lists and lists[0].suffix == ".json":
         files = []  # there are no official files, and this is the table
@@ -165,12 +166,12 @@ def _download(name: str, split: str) -> list[Path]:
         raise
     except (
         Exception
-    ) as error:  # among them ImportError and ValueError for a proxy, and what its two HTTP clients call theirs
+    ) as error:  # also ImportError and ValueError for a proxy, and the own exceptions of two HTTP clients
         raise DataError(_sentence(name, error)) from error
 
 
 def _sentence(name: str, error: Exception) -> str:
-    """What huggingface_hub raised, in a sentence about the data set."""
+    """What to say about this data set when huggingface_hub raised this."""
     hub = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
         return f"{name} is gated: {network.gated(error, f'{hub}/datasets/{name}')}"
@@ -186,13 +187,13 @@ def _sentence(name: str, error: Exception) -> str:
             f"{name} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}, and {why}; load it "
             'once with a network, set HF_ENDPOINT to a mirror, or take "minisqa"'
         )
-    return f"{name} cannot be had from {hub}: {network.reason(error, hub)}"
+    return f"{name} cannot be fetched from {hub}: {network.reason(error, hub)}"
 
 
 def _on_hub(name: str) -> str:
     """The parquet files of a data set of the hub, in words."""
     try:
         found = [file for file in list_repo_files(name, repo_type="dataset") if file.endswith(".parquet")]
-    except Exception:  # without a network, or with another fault of it, what was fetched before may still do
+    except Exception:  # without a working network, what was fetched before may be enough
         return "files that cannot be listed without a network"
     return ", ".join(found) or "other kinds of files"

@@ -93,7 +93,7 @@ def write(problems: dict[str, Iterable[Problem]], folder: str | Path) -> Path:
 
 
 def _ids(folder: Path, found: object, split: str) -> list[str]:
-    """The split's ids as text. Raises `DataError` where they are no list of texts or numbers."""
+    """The split's ids as text. Raises `DataError` unless they are a list of texts or numbers."""
     if not isinstance(found, list) or not all(
         isinstance(pid, (str, int)) and not isinstance(pid, bool) for pid in found
     ):
@@ -144,7 +144,7 @@ def _below(row: dict, pid: str) -> list[str]:
 def _json(path: Path) -> dict:
     if not path.exists():
         raise DataError(
-            f"{path} is missing; ScienceQA's official layout needs it, and your own problems.json is a list, [{{…}}, {{…}}]"
+            f"{path} is missing; ScienceQA's official layout needs it (a problems.json of your own is a list, [{{…}}, {{…}}])"
         )
     with opened(path) as file:
         text = file.read()

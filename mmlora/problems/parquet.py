@@ -43,8 +43,8 @@ def find(folder: Path, split: str) -> list[Path]:
 def read(paths: Iterable[Path], split: str, own: bool = False) -> Iterator[Problem]:
     """Yield the problems of one split's files; a row without an id is called `<split>-<row>`.
 
-    Pictures are decoded once here and again at their use, never kept decoded; not here where the files are this project's `own`.
-    Raises `DataError`, which names the file and the row.
+    Pictures are decoded once here, to find damaged ones, and again when they are used; those of this project's `own` files are
+    not decoded here. Raises `DataError`, which names the file and the row.
     """
     number = 0
     for path in paths:

@@ -25,21 +25,21 @@ def encoded(picture: Image.Image) -> bytes:
 
 
 def decoded(data: bytes, own: bool = False) -> Image.Image:
-    """The encoded picture as RGB and upright, decoded once to find damage now, and again when it is used.
+    """The encoded picture as RGB and upright; it is decoded once now, to find damage, and again when it is used.
 
-    Of an `own` picture, a PNG that this project wrote, the checksums alone are looked at: they say that it is still the same.
+    An `own` picture, a PNG that this project wrote, is not decoded now; its checksums show whether it is damaged.
 
     What is not RGB, or was taken with the camera turned, is encoded anew, a JPEG as a JPEG, so that thousands of pictures stay
     small.
     Raises what Pillow does, which for a damaged file may be any `Exception`.
     """
     picture = Image.open(io.BytesIO(data))
-    if picture.format == "PNG":  # the only one with checksums, and decoding does not look at all of them
+    if picture.format == "PNG":  # the only format with checksums, and decoding does not check all of them
         picture.verify()
         picture = Image.open(io.BytesIO(data))
     seen = (
         picture if own and _is_rgb(picture) else rgb(picture)
-    )  # just as it will be when it is used: sound checksums are no sound content
+    )  # decoded as it will be when it is used: checksums may be right and the content damaged
     turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) != 1
     if turned or seen.size != picture.size or not _is_rgb(picture):
         picture = Image.open(io.BytesIO(_anew(seen, picture.format)))

@@ -26,7 +26,7 @@ REQUIRED = ("question", "choices", "answer")
 TEXTS = tuple(name for name in FIELDS if name not in ("choices", "answer", "image"))
 MissingImages = Literal["error", "text-only"]  # what to do where a picture is not there
 PATH = 300  # how many characters of a path a message shows
-UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode's categories of what leaves no ink
+UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode's categories of invisible characters
 
 
 class DataError(MMLoraError, RuntimeError):
@@ -44,7 +44,7 @@ def to_row(problem: Problem) -> dict:
 
 
 def to_problem(row: dict, own: bool = False) -> Problem:
-    """The row as a `Problem`. Nulls and NaN get Problem's defaults, names that are no field are ignored.
+    """The row as a `Problem`. Nulls and NaN get Problem's defaults, unknown fields are ignored.
 
     `choices` is a list of texts, or one written as JSON; `answer` an index into it, a letter or a choice's exact text; `image`
     an encoded picture, its path, or None; the other fields are text. `own` says that this project wrote the row, whose picture
@@ -71,7 +71,7 @@ def identity(value: object, otherwise: str) -> str:
     if is_null(value) or is_blank(value):
         return otherwise
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # whole numbers with gaps between them are stored so
+        value = int(value)  # a column of whole numbers with gaps is stored as floats
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     try:
@@ -81,12 +81,12 @@ def identity(value: object, otherwise: str) -> str:
 
 
 def is_null(value: object) -> bool:
-    """Whether it is None or NaN, which is what some programs write for it."""
+    """Whether it is None or NaN, which some programs write for a missing value."""
     return value is None or value != value
 
 
 def is_blank(value: object) -> bool:
-    """Whether it is an empty list or a text in which there is nothing to see."""
+    """Whether it is an empty list or a text without visible characters."""
     return value == [] or isinstance(value, str) and all(unicodedata.category(each) in UNSEEN for each in value)
 
 
@@ -99,8 +99,8 @@ def check_text(name: str, value: object) -> str:
     except UnicodeEncodeError as error:
         half = ascii(value[error.start])
         raise ValueError(
-            f"{name} has {half} as its character {error.start + 1}, which is half of a character and cannot be stored as UTF-8; "
-            "write the whole character or none"
+            f"character {error.start + 1} of {name} is {half}, half of a surrogate pair, which UTF-8 cannot encode; write the "
+            "whole character or none"
         ) from error
     return value
 
@@ -125,7 +125,7 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(place: object) -> Iterator[None]:
-    """Turn what the disk objects to into a `DataError`."""
+    """Turn an `OSError` while reading into a `DataError`."""
     try:
         yield
     except OSError as error:
@@ -151,7 +151,7 @@ def _choices(choices: object) -> tuple[str, ...]:
 
 
 def _from_json(text: str) -> object:
-    """The list that the text is in JSON, as programs write lists into a column of texts; any other text as it is."""
+    """The list that the text holds in JSON, as programs write lists into a column of texts; any other text as it is."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -162,7 +162,7 @@ def _from_json(text: str) -> object:
 def _index(answer: object, choices: tuple[str, ...]) -> int:
     """Which choice is meant. Raises `ValueError` where it is none or more than one."""
     if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)  # a column of whole numbers with gaps is stored so
+        answer = int(answer)  # a column of whole numbers with gaps is stored as floats
     if isinstance(answer, int) and not isinstance(answer, bool):
         return answer  # Problem checks its range
     if not isinstance(answer, str):
@@ -194,14 +194,14 @@ def _picture(image: object, own: bool) -> Image.Image | None:
     try:
         return decoded(data, own)
     except UnidentifiedImageError as error:
-        raise ValueError(f"its picture is no image file that Pillow knows{path and f': {path}'}") from error
+        raise ValueError(f"its picture is not an image file that Pillow knows{path and f': {path}'}") from error
     except Exception as error:  # Pillow's readers raise anything for a damaged file, IndexError and struct.error too
         raise ValueError(f"its picture{path and f' {path}'} cannot be read ({_damage(error)})") from error
 
 
 def _damage(error: Exception) -> str:
     usual = isinstance(error, (OSError, SyntaxError, ValueError, Image.DecompressionBombError))
-    return reason(error) if usual else f"it is damaged inside: {type(error).__name__}"
+    return reason(error) if usual else f"it is damaged: {type(error).__name__}"
 
 
 def _content(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Files of text that other people saved: opened as UTF-8, parsed as JSON, with a sentence for whatever they are instead."""
+"""Text files that other people saved: opened as UTF-8, parsed as JSON, with a clear error for anything else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks; UTF-32's begin with
 
 @contextmanager
 def opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """The file open for reading, past its byte order mark. Raises `DataError` where the disk objects or it is not UTF-8."""
+    """The file open for reading, past its byte order mark. Raises `DataError` if it cannot be read or is not UTF-8."""
     remedy = "save it as “CSV UTF-8”" if path.suffix in (".csv", ".tsv") else "save it in UTF-8"
     with reading(path):
         with open(path, "rb") as file:
@@ -40,7 +40,7 @@ def parsed(text: str, begin: int = 0) -> tuple[Any, int]:
 
 
 def whole(text: str) -> Any:
-    """The one JSON value that the text is. Raises `ValueError`."""
+    """The one JSON value that the text holds. Raises `ValueError`."""
     value, end = parsed(text, skip(text, 0))
     if skip(text, end) != len(text):
         raise ValueError("more follows after its end")
@@ -48,13 +48,13 @@ def whole(text: str) -> Any:
 
 
 def skip(text: str, place: int) -> int:
-    """Where the next thing stands that is no white space."""
+    """The next place that is not white space."""
     found = BLANK.match(text, place)
     return found.end() if found else place
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object; json itself would keep the last of two values under one name and say nothing."""
+    """The object. Raises `ValueError` for a name that is there twice; json itself would silently keep the last value."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -25,7 +25,7 @@ def html_report(folder: str | Path) -> Path:
     """Write `report.html` in a run's folder: one file that needs nothing else, and return its path.
 
     Reads `metrics.json`, and where they are there `log.jsonl` and what `examples.keep_examples` kept. Raises
-    `MetricsError` without complete metrics, and `FileError` where the disk refuses.
+    `MetricsError` without complete metrics, and `FileError` if the page cannot be written.
     """
     folder = Path(folder)
     m = Metrics.load(folder / "metrics.json")

@@ -72,7 +72,7 @@ class Metrics:
             raise MetricsError(f"{', '.join(broken)} is not a finite number; look at the run's log")
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON file in one step, so that no reader sees half of it. Raises `FileError` where the disk refuses."""
+        """Write the JSON file in one step, so that no reader sees half of it. Raises `FileError`."""
         with refusals(path):
             write_whole(Path(path), json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -38,7 +38,7 @@ def learn_to_read(
 
     `captioned` are looked at once, then `further` ones as long as the minutes allow, or slightly altered copies where there
     are none. Words that no caption has cannot be said afterwards. `seed` decides the start and the order of reading. Raises
-    `EncodingError`, with the caption, for one that cannot be written as tokens and for a picture that cannot be read.
+    `EncodingError`, with the caption, for a caption that cannot be encoded and for a picture that cannot be read.
     """
     began, texts = perf_counter(), list[str]()
     for _, text in captioned:

@@ -45,7 +45,7 @@ def learn_to_read(
     ]
     try:
         with TemporaryDirectory(dir=work) as folder:
-            never = math.inf  # nothing goes on from a checkpoint of this
+            never = math.inf  # this training is never resumed
             settings = TrainSettings(minutes=minutes, learning_rate=RATE, seed=seed, checkpoint_minutes=never)
             log = fit(model, Samples(vlm, lessons), settings, folder)
     except BaseException:  # half-learned it would pass for the published one

@@ -17,8 +17,8 @@ Allowed = Callable[[float], float]
 class Clock:
     """Counts towards the budget of `settings`: its minutes, checkpoints included, or else its steps.
 
-    `allowed`, where it is given, is asked now and then for the minutes that training may take in all, when steps have become
-    so many times slower since it began.
+    `allowed`, if given, is called now and then with how many times slower steps have become since training began; it returns
+    the minutes that training may take in all.
     """
 
     def __init__(self, settings: TrainSettings, allowed: Allowed | None = None):

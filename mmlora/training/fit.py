@@ -53,8 +53,8 @@ def fit(
     record; what `probe` found stands in the record of its moment as `validation`. `allowed` changes the minutes while
     training goes on (see `Clock`). Seeds the global random generators.
     Raises `TrainingError`, `CheckpointError` (made by another run, or the disk is full before the first step) and
-    `AdapterError` (a tower without gradient). Interrupted, it writes a checkpoint of the last whole step. What it raises then,
-    and after any step, has that training as its `log`.
+    `AdapterError` (a tower without gradient). When it is interrupted, it writes a checkpoint of the last whole step. The
+    exception that it raises then, or after any step, has the training so far as its attribute `log`.
     """
     run = _Run(model, data, Clock(settings, allowed), Path(folder), probe)
     with run.interruption:
@@ -183,7 +183,7 @@ class _Run:
         return f"the checkpoint of step {self.saved_step} is kept in {self.folder}"
 
     def break_off(self, error: BaseException):
-        """Give up the step that was begun, keep what is whole after an interruption, and let the error tell how far it came."""
+        """Drop the unfinished step, save a checkpoint after an interruption, and put the log so far on the exception."""
         self.interruption.no_more()
         if self.saved_step is None:  # this training has nothing of its own yet
             return

@@ -22,7 +22,7 @@ PATIENCE = 16  # steps in which each tower that trains must get a gradient
 
 
 class Gradients:
-    """Of `parameters`; `say` prints a line, and `kept` tells, for an error's message, which checkpoint is kept."""
+    """Gradients of `parameters`; `say` prints a line, and `kept` says for error messages which checkpoint is kept."""
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class Gradients:
         self.model, self.data, self.settings, self.accelerator = model, data, settings, accelerator
         self.parameters, self.say, self.kept = parameters, say, kept
         self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved if too many
-        self.step = 0  # which the last ones are of
+        self.step = 0  # that the last gradients are of
         self.all_reached = False  # every tower that trains has had a gradient
 
     def of(self, batch: Sequence[int], step: int) -> tuple[float, int]:
-        """Those of the mean loss over all processes' supervised tokens; returns that loss and their number.
+        """Compute the gradients of the mean loss over all processes' supervised tokens; returns that loss and their number.
 
         A share that does not fit in memory is taken in halves from then on: more forward passes, the same step.
         """
@@ -81,7 +81,7 @@ class Gradients:
         for part in parts:
             with attention(
                 self.accelerator.device
-            ):  # backward too, for layers that are checkpointed compute again there
+            ):  # backward too: checkpointed layers are computed again there
                 with self.accelerator.autocast():
                     loss_sum, supervised = self.data.loss(self.model, list(part or spare))
                 if not part:  # all processes take as many forward passes

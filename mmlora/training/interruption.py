@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM as a machine gets it that is taken away: training stops between two steps, never within an update."""
+"""Ctrl-C, and SIGTERM, which is sent before a machine is shut down: training stops between two steps, never in an update."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class Place:
 
 
 class Moment:
-    """Between two steps: a step that is broken off leaves everything as it was then."""
+    """The state between two steps, to go back to if the next step is broken off."""
 
     def __init__(self, place: Place):
         self.place, self.chance = replace(place), Chance.now()
 
     def again(self) -> Place:
-        """The place of that moment, after the random states are those again."""
+        """Restore the random states of that moment and return its place."""
         self.chance.restore()
         return self.place
 
 
 class Interruption:
-    """Inside, both signals end in a `KeyboardInterrupt`; on leaving, SIGTERM then does what it did before.
+    """Inside, both signals raise a `KeyboardInterrupt`; on leaving, a SIGTERM is raised again for its earlier handler.
 
-    At once, but not inside `whole`, whose end it waits for. Several processes wait until all of them know, in `agreed`.
+    It is raised at once, but inside `whole` only at its end, and with several processes only in `agreed`, in all of them.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Interruption:
         self.before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():  # no other may choose
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 before = signal.getsignal(number)
                 if before not in (None, signal.SIG_IGN):
@@ -78,7 +78,7 @@ class Interruption:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """What is inside is done as a whole; what came meanwhile breaks off at its end."""
+        """What is inside is done as a whole; a signal that comes meanwhile takes effect at its end."""
         held, self.held = self.held, True
         try:
             yield
@@ -88,10 +88,10 @@ class Interruption:
             self._break_off()
 
     def agreed(self) -> None:
-        """Break off where any process was asked to: all of them at the same step."""
+        """Break off if any process got a signal: all processes at the same step."""
         if processes.count() > 1 and any(processes.gathered(self.due)):
             self._break_off()
 
     def no_more(self) -> None:
-        """From now on a signal breaks nothing off: what is kept now is the answer to the first one."""
+        """From now on a signal breaks nothing off: training is already stopping."""
         self.held = True

@@ -19,8 +19,8 @@ from mmlora.training.settings import TrainingSet, TrainSettings
 def samples_per_second(model: nn.Module, data: TrainingSet, settings: TrainSettings) -> float | None:
     """Samples a second of a step's forward and backward pass; the second of two is timed, on the batch of median length.
 
-    Parameters stay as they are and gradients are cleared. None where it cannot be told so simply: several processes, or a
-    batch that does not fit in memory at once.
+    Parameters stay as they are and gradients are cleared. None where this does not measure it: with several processes, or
+    a batch that does not fit in memory at once.
     """
     if processes.count() > 1:
         return None
