@@ -17,6 +17,7 @@ from mmlora.training.settings import TrainingSet
 from mmlora.training.trial import samples_per_second
 
 SPARE = 1.1  # of the time that scoring was estimated to take
+MOST = 0.3  # of the minutes for scoring, a quiet machine's share: on a slow one fewer problems are scored and more is learned
 BASE_TRIAL = 16  # problems that are answered to see how long the baseline will take
 BASE_SHARE = 0.1  # of the minutes, which the baseline may take before it is scored on fewer problems
 FEWEST = 400  # samples; fewer taught nothing of MiniSQA (results/speed/few_samples.json)
@@ -37,8 +38,12 @@ class Timing:
 
     @property
     def reserved(self) -> float | None:
-        """Minutes that scoring will take; None until `expect`."""
-        return None if self.pace is None else self.pace.seconds * self.pace.wanted / 60
+        """Minutes that are kept for scoring; None until `expect`."""
+        return None if self.pace is None else self._kept(self.pace.seconds * self.pace.wanted / 60)
+
+    def _kept(self, minutes: float) -> float:
+        part = self.promised and self.budget.test_problems is not None  # a whole split is scored for the published rows' sake
+        return min(minutes, MOST * self.budget.minutes) if part else minutes
 
     def baseline(self, problems: Sequence[Problem], answer: Answer) -> tuple[list[Problem], list[Prediction]]:
         """The base model's answers; where all would take more than `BASE_SHARE` of the minutes, to fewer problems."""
@@ -86,9 +91,9 @@ class Timing:
         before, pace, began = self.budget.elapsed(), self.pace, self.pace.seconds
 
         def allowed(slowdown: float) -> float:
-            reserve = pace.seconds * pace.wanted / 60
+            minutes = pace.seconds * pace.wanted / 60
             if pace.seconds == began:
-                reserve *= slowdown
-            return max(0.1 * self.budget.minutes, self.budget.minutes - before - reserve)
+                minutes *= slowdown
+            return max(0.1 * self.budget.minutes, self.budget.minutes - before - self._kept(minutes))
 
         return allowed

@@ -113,6 +113,15 @@ def test_training_leaves_room_for_answers_at_the_newest_pace(monkeypatch):
     assert allowed(2.0) == pytest.approx(44.5)
 
 
+def test_a_short_run_on_a_slow_machine_scores_less_before_it_learns_less(monkeypatch):
+    run = Timing(Settings(minutes=10), Budget(10))
+    monkeypatch.setattr(run.budget, "elapsed", lambda: 2.0)
+    run.expect(60.0, 10, 20)
+    assert run.reserved == pytest.approx(2.2) and run.training_minutes()(1.0) == pytest.approx(5.8)
+    run.expect(60.0, 10, 60)
+    assert run.reserved == 3.0 and run.training_minutes()(2.0) == 5.0
+
+
 def test_too_few_samples_are_said_before_training(monkeypatch, capsys):
     monkeypatch.setattr(timing, "samples_per_second", lambda *_: 1.0)
     run = Timing(Settings(minutes=5), Budget(5))
