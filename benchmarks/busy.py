@@ -1,6 +1,6 @@
-"""Five minutes on a machine as people have it: quiet, beside a busy program, on one core, in little memory.
+"""Runs of five minutes on machines as people have them: quiet, beside a busy program, on one core, with little memory.
 
-    python benchmarks/busy.py                 # all of them, in turns, about 40 minutes; writes results/speed/busy.json and .jsonl
+    python benchmarks/busy.py                 # all of them, one after the other, about 40 minutes; writes results/speed/busy.json and .jsonl
     python benchmarks/busy.py quiet neighbour # only these; what the record holds of others stays
 
 - quiet: `mmlora run --minutes 5`, nothing beside it.
@@ -8,7 +8,7 @@
 - neighbour_spinning: the same with threads that spin while they wait, as OpenMP's do unless they are told otherwise.
 - neighbour_one_thread: the same on one thread.
 - one_core: the run may use one core only.
-- six_gigabytes: the run and its kernel may hold 6 GB each of memory of their own (RLIMIT_DATA).
+- six_gigabytes: the run and its kernel may each allocate 6 GB of memory (RLIMIT_DATA).
 
 Each is a whole run in processes of its own; `wall_minutes` counts from the command to its end, start included. The model, data,
 seed and problems are the same for all.
@@ -34,7 +34,7 @@ from mmlora.reporting.machine import circumstances
 from mmlora.reporting.record import Metrics
 
 MINUTES = 5
-SPINS = "300000"  # what libgomp takes where nobody says anything (its manual, 4.24)
+SPINS = "300000"  # libgomp's default (its manual, 4.24)
 SIX_GB = 6 * 10**9
 BUSY = "while True: pass"
 

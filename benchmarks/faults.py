@@ -1,11 +1,11 @@
-"""One fault at a time, on ours and on transformers' Trainer with peft: what is lost, what is wrong without a word, what crashes?
+"""Inject one fault at a time into mmlora and into transformers' Trainer with peft: what is lost, silently wrong, or crashes?
 
     python benchmarks/faults.py                               # writes results/faults.json, within 20 minutes on two cores
     python benchmarks/faults.py --only kill --share 0.1 --out /tmp/faults.json
 
-Tiny random models. Every fault follows from the seed, is made once on each side and in a process of its own, which is forked from
-one that has imported everything. What is injected and what is counted: docs/faults.md. On a machine where nothing may be mounted
-(`mount -t tmpfs` wants root) a full disk is a limit on the size of files instead, and the records say so.
+The models are tiny and random. The seed determines every fault; each is injected once on each side, in a process of its own, which
+is forked from one that has imported everything. What is injected and what is counted: docs/faults.md. Where mounting is not
+allowed (`mount -t tmpfs` needs root) a full disk is a limit on the size of files instead, and the records say so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
-# One thread, float32: the same bits in every process. All before torch is there.
+# One thread, float32: the same bits in every process. All of it before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MMLORA_PRECISION"] = "float32"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -121,7 +121,7 @@ def by_side(records: list[dict]) -> dict[str, list[dict]]:
 
 
 def counts(records: list[dict]) -> dict[str, int]:
-    """How often each of `verdict.COUNTED`."""
+    """How often each of `verdict.COUNTED` occurred."""
     return {name: sum(name in record["counted"] for record in records) for name in verdict.COUNTED}
 
 
@@ -131,7 +131,7 @@ def told(records: list[dict]) -> str:
 
 
 def summary(records: list[dict]) -> dict:
-    """By kind and side: how many faults, how many of them each count has."""
+    """By kind and side: how many faults there are, and how many of them count in each column."""
     kinds_of = {kind: [record for record in records if record["kind"] == kind] for kind in (*KINDS, "tables")}
     return {
         kind: {side: {"n": len(rows), **counts(rows)} for side, rows in by_side(own).items()}
@@ -141,12 +141,12 @@ def summary(records: list[dict]) -> dict:
 
 
 def main(
-    seed: Annotated[int, typer.Option(help="of all faults")] = 0,
-    only: Annotated[list[str] | None, typer.Option(help="a kind; several times for several")] = None,
-    share: Annotated[float, typer.Option(help="of the numbers of faults, for a trial")] = 1.0,
-    out: Annotated[Path, typer.Option(help="the record")] = RESULTS / "faults.json",
+    seed: Annotated[int, typer.Option(help="the seed of all faults")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="a kind to inject; repeat it for several")] = None,
+    share: Annotated[float, typer.Option(help="the share of each kind's faults to inject, for a trial")] = 1.0,
+    out: Annotated[Path, typer.Option(help="the file for the record")] = RESULTS / "faults.json",
 ) -> None:
-    """Make all faults and write the record."""
+    """Inject all faults and write the record."""
     known = (*KINDS, "tables")
     if wrong := set(only or ()) - set(known):
         raise typer.BadParameter(f"there is no kind {', '.join(wrong)}, only {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""How many samples must training see before it teaches anything? Below that, a run of minutes says so before it trains.
+"""How many samples must training see before it teaches anything? A run that would see fewer stops before it trains.
 
     python benchmarks/few_samples.py     # about half an hour; writes results/speed/few_samples.json and .jsonl
 
@@ -28,7 +28,7 @@ SETTINGS = Settings(minutes=5, train_problems=665, test_problems=300, split="val
 
 
 def trained(first: Experiment, samples: int, seed: int, folder: Path) -> list[Prediction]:
-    """What an adapter answers that saw so many samples."""
+    """The answers of an adapter that has seen so many samples."""
     first.settings = replace(first.settings, steps=max(1, samples // first.settings.batch_size), seed=seed)
     first.folder, first.log = folder, None
     first.attach()

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/faults.py`: what is broken, the two sides that have to stand it, and what is made of the outcome."""
+"""The parts of `benchmarks/faults.py`: the faults, the two sides that they are injected into, and how outcomes are judged."""

@@ -88,7 +88,7 @@ def run(faults: Iterable[Fault], together: int = 2) -> Iterator[dict]:
 def _start(job: Job, fault: Fault) -> _Child:
     job.place.mkdir(parents=True, exist_ok=True)
     (job.place / "outcome.json").unlink(missing_ok=True)
-    sys.stdout.flush()  # or else the child says it again
+    sys.stdout.flush()  # or else the child prints it again
     pid = os.fork()
     if pid == 0:
         _in_child(job)
@@ -165,7 +165,7 @@ def _outcome(child: _Child, status: int, seconds: float) -> Outcome:
 
 
 def _end(pid: int):
-    """Kill the group and take the child's status, where there is one still."""
+    """Kill the process group and collect the child's status, if it is still there."""
     try:
         os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -13,12 +13,12 @@ from faulty.kinds import Case, end_of
 from faulty.world import Progress
 
 PLACES = ("cache", "checkpoint", "adapter", "report")
-ROOM = 2**26  # bytes: all there is need of
+ROOM = 2**26  # bytes: enough for everything
 OLDER = 2  # the seed of an adapter that was there before
 
 
 def full(case: Case) -> Fault:
-    """The disk fills up while the thing is written; then there is room, and it is written once more."""
+    """The disk fills up while one of `PLACES` is written; then there is room, and it is written again."""
     place, older = PLACES[case.number % 4], case.number % 8 >= 4
     disk, progress = case.folder / "disk", Progress(case.folder / "progress")
     with harms.disk(disk) as way:
@@ -47,7 +47,7 @@ def _limited(do: Callable[[], dict], size: int) -> dict:
 
 
 def _prepare(case: Case, place: str, disk: Path, older: bool) -> None:
-    """What lies on the disk before."""
+    """Put on the disk what was there before."""
     reference = case.reference.folder
     if place == "adapter" and older:
         shutil.copytree(reference / "older" / "adapter", disk / "adapter")
@@ -104,7 +104,7 @@ def _judged(case: Case, place: str, first: Outcome, second: Outcome, left: set[s
         if how == "ended" and outcome.result["end"] != known:
             counted.add(verdict.WRONG)
     if two != "ended" and (place != "checkpoint" or saved):
-        counted.add(verdict.LOST)  # with room again, what was there cannot be gone on with
+        counted.add(verdict.LOST)  # it cannot go on even with room again
     words = f"{one}{' and said so' if one == 'ended' and verdict.said(first, kind, ()) else ''}"
     outcome = f"full disk: {words}; with room again: {two}"
     if one != "ended" and two != "ended":

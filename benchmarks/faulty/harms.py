@@ -66,7 +66,7 @@ def limit_files(size: int) -> None:
 
 
 class _Payload:
-    """Unpickled, it touches a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -146,7 +146,7 @@ def adapter_on_a_hostile_base(adapter: Path, mark: Path) -> None:
 
 
 def pickles_in_the_checkpoint(checkpoint: Path, mark: Path) -> None:
-    """Whatever it keeps beside the adapter becomes a pickle, and those of the other side lie there too."""
+    """Replace what it keeps beside the adapter by pickles, and add those that the other side would keep."""
     own = [p for p in files_of(checkpoint) if p.suffix in (".pt", ".pth", ".bin") or p.name == "optimizer.safetensors"]
     more = [checkpoint / name for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")]
     for path in {*own, *more}:

@@ -22,13 +22,13 @@ from faulty.children import Fault, Job, Outcome
 from faulty.world import ADAPTER, HALF, Poisoned, Progress, World, end
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
-WHOLE = 10  # every so many kills one hits a whole run of ours
+WHOLE = 10  # one of so many kills hits a whole run of mmlora
 DAMAGED = ("checkpoint", "cache", "adapter")
 
 
 @dataclass
 class Reference:
-    """Of one side, what comes out without any fault, and folders that faults begin from."""
+    """What one side produces without any fault, and the folders that faults begin from."""
 
     folder: Path
     ends: dict[str, str] = field(default_factory=dict)  # by what was done
@@ -97,14 +97,14 @@ def killed(case: Case) -> Fault:
 
 
 def _first(outcome: Outcome) -> str:
-    """How the process took the signal."""
+    """How the process ended after the signal."""
     if outcome.killed:
         return f"ended by signal {outcome.signal}"
     return "had ended before" if outcome.result is not None else verdict.message(outcome)
 
 
 def damaged(case: Case) -> Fault:
-    """A bit flipped or a file cut in a checkpoint, a cache or an adapter, which is then gone on from, reused or loaded."""
+    """A bit flipped or a file cut in a checkpoint, a cache or an adapter, which is then resumed, reused or loaded."""
     place = DAMAGED[case.number % len(DAMAGED)]
     work = harms.copied(case.reference.folder / place, case.folder / "work")
     folder = {"checkpoint": work / "run", "cache": work / "cache", "adapter": work / "adapter"}[place]
@@ -220,5 +220,5 @@ def end_of(folder: Path) -> str | None:
     """The hash of the adapter in the folder; None where none can be read."""
     try:
         return end(folder)
-    except Exception:  # whatever is wrong with it: its user will see
+    except Exception:  # whatever is wrong with it, it cannot be read
         return None

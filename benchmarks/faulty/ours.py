@@ -29,7 +29,7 @@ SETTINGS = TrainSettings(steps=STEPS, batch_size=BATCH, learning_rate=RATE, chec
 
 
 class Stopped(Exception):
-    """A training that is to end here."""
+    """Ends a training at a chosen step."""
 
 
 def train(
@@ -44,7 +44,7 @@ def train(
     dropout: float = 0.1,
     rows: int | None = None,
 ) -> dict:
-    """Cache, training (gone on with where there is one), adapter. `plain` takes no cache, `rows` fit in memory."""
+    """Cache, training (resumed if there is a checkpoint), adapter. `plain` uses no cache; only `rows` samples fit in memory."""
     model = world.adapted(dropout)
     if rows is not None:
         short_of_memory(model, rows)
@@ -64,7 +64,7 @@ def train(
 
 
 def told(progress: Progress, run: Path, step: int) -> None:
-    """A step was taken; where its checkpoint lies there, that was written before."""
+    """Record that a step was taken and, if its checkpoint is there, that this was saved."""
     progress.began_step(step)
     if (run / f"checkpoint-{step:08d}").is_dir():
         progress.saved(step)
@@ -85,14 +85,14 @@ def experiment_run(world: World, folder: Path, progress: Progress) -> dict:
     training = Settings.training
     Settings.training = lambda self, minutes: replace(
         training(self, minutes), checkpoint_minutes=0
-    )  # as often as above
+    )  # at every step, as above
     Experiment(settings, folder / "run", resume=(folder / "run" / "minutes.json").is_file()).run()
     html_report(folder / "run")
     return {"end": end(folder / "run" / "adapter")}
 
 
 def keep_cache(world: World, folder: Path) -> dict:
-    """Make the cache or take the one that is there, and train on nothing: the losses of all samples."""
+    """Build the cache or reuse the one that is there, without training; the result is the losses of all samples."""
     model = world.learned(1)
     kept = PrefixCache.build(model, world.samples(), folder / "cache")
     with torch.no_grad():
@@ -106,7 +106,7 @@ def save(world: World, folder: Path, seed: int) -> dict:
 
 
 def use_adapter(world: World, folder: Path) -> dict:
-    """What the adapter in the folder says, with the processor that lies there too."""
+    """The logits of the adapter in the folder, with the processor saved there."""
     vlm = load_vlm(folder / "adapter")
     return {"end": said(vlm.model, vlm.processor, world)}
 

@@ -1,4 +1,4 @@
-"""What each side comes to without a fault, and the folders that faults begin from."""
+"""What each side produces without a fault, and the folders that faults begin from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NoReference(Exception):
     """Something fails without any fault, so nothing can be measured."""
 
 
-#: What a place of damage, hostility or a full disk begins from.
+#: The references that damaged, hostile and full places need.
 BY_PLACE = {
     "checkpoint": {"train", "checkpoint"},
     "cache": {"cache"},
@@ -33,7 +33,7 @@ ON_DISK = {**BY_PLACE, "checkpoint": {"train", "checkpoint", "cache", "adapter f
 
 
 def needed(kind: str, count: int) -> set[str]:
-    """What so many faults of this kind are compared with."""
+    """The references that so many faults of this kind need."""
     if kind == "disk":
         return set().union(*(ON_DISK[place] for place in disks.PLACES[:count]))
     if kind in ("damage", "hostile"):
@@ -83,7 +83,7 @@ def _first(side: ModuleType, world: World, folder: Path) -> dict[str, Callable[[
 
 
 def _second(side: ModuleType, world: World, folder: Path) -> dict[str, Callable[[Path], dict]]:
-    """What takes the first ones' folders."""
+    """How those things are made that need the folders of the first ones."""
     return {
         "adapter": partial(side.use_adapter, world),
         "base": lambda work: side.use_base(world, world.base.parent),
@@ -95,7 +95,7 @@ def _job(side: ModuleType, found: Reference, name: str, do: Callable[[Path], dic
     work = found.folder / ("adapter" if name == "adapter file" else name)
     work.mkdir(parents=True, exist_ok=True)
     outcome = yield Job(partial(do, work), found.folder / "jobs" / name, limit=LIMIT)
-    if outcome.result is None and name != "checkpoint":  # which ours ends by an exception of its own
+    if outcome.result is None and name != "checkpoint":  # mmlora's ends with `Stopped`, on purpose
         raise NoReference(f"{side.NAME}, {name}: {outcome.where or outcome.output[-2000:]}")
     found.ends[name] = (outcome.result or {"end": ""})["end"]
     found.seconds[name] = outcome.seconds

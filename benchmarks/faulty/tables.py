@@ -1,4 +1,4 @@
-"""Tables of every kind, made by tests/fuzz_tables.py: read, or refused with a sentence. Ours only."""
+"""Tables of every kind, made by tests/fuzz_tables.py, which mmlora must read or refuse with a clear error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _portion(numbers: range, seed: int, folder: Path) -> Fault:
     folder.mkdir(parents=True)
     last = yield Job(partial(_read, numbers, seed, folder, told), folder, limit=120.0)
     found = last.result["tables"] if last.result else []
-    if not last.result:  # it ended at some table, and that one is named
+    if not last.result:  # the process ended early: the table that it was at is named
         at = int(told.read_text()) if told.exists() else numbers[0]
         found = [_table(at, verdict.CRASH, verdict.message(last))]
     return {"kind": "tables", "tables": found}

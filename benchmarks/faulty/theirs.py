@@ -1,4 +1,4 @@
-"""The other side: transformers' Trainer with peft, set up as its manuals advise.
+"""The other side: transformers' Trainer with peft, set up as its documentation advises.
 
 A checkpoint at every step and two of them kept, `resume_from_checkpoint` with what `get_last_checkpoint` finds, safetensors.
 The nearest thing to the prefix cache is a data set that was encoded once and kept with `datasets`' `save_to_disk`.
@@ -31,7 +31,7 @@ disable_progress_bars()
 
 
 class Watch(TrainerCallback):
-    """Tells how far it came, and ends the training after step `stop`."""
+    """Records how far the training came, and ends it after step `stop`."""
 
     def __init__(self, progress: Progress, stop: int | None = None):
         self.progress, self.stop = progress, stop
@@ -83,7 +83,7 @@ def train(
     dropout: float = 0.1,
     rows: int | None = None,
 ) -> dict:
-    """Training (gone on with where there is one) and adapter; `cache` and `plain` are the other side's."""
+    """Training (resumed if there is a checkpoint) and adapter; `cache` and `plain` matter on the other side only."""
     model = world.adapted(dropout)
     if rows is not None:
         short_of_memory(model, rows)
@@ -101,7 +101,7 @@ experiment_run = train
 
 
 def keep_cache(world: World, folder: Path) -> dict:
-    """Encode the samples and keep them, or take those that are there: the losses of all."""
+    """Encode the samples and save them, or reuse the saved ones; the result is the losses of all samples."""
     model, kept = world.learned(1), folder / "cache"
     if not kept.is_dir():
         samples = world.samples()
@@ -142,7 +142,7 @@ def use_base(world: World, folder: Path) -> dict:
 
 
 def report(world: World, folder: Path, source: Path) -> dict:
-    """What the Trainer writes of a run: metrics and state; `source` is the other side's."""
+    """What the Trainer writes about a run: metrics and state; `source` matters on the other side only."""
     work = trainer(world, folder, world.adapted())
     metrics = {f"figure_{i}": i / 7 for i in range(400)}  # as large as a report's figures
     work.save_metrics("all", metrics)

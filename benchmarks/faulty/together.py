@@ -1,4 +1,4 @@
-"""One process of two is killed; and what each of the two does: `torchrun together.py SIDE WORLD FOLDER [STEP RANK]`.
+"""Killing one process of two; as a script, what each of the two does: `torchrun together.py SIDE WORLD FOLDER [STEP RANK]`.
 
 On cards `accelerate launch` starts such processes by torchrun; on processors it asks for MPI, which few have.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 ERROR = re.compile(
     r"^(\[rank\d\]: )?[\w.]+(Error|Exception|Interrupt)\b: "
-)  # the line of a traceback that says what it was
+)  # the line of a traceback that names the exception
 LIMIT = 120.0  # seconds that a launch may take, its imports included
 
 
@@ -75,7 +75,7 @@ def one_dies(case):
 
 
 def main():
-    """One of the two."""
+    """What one of the two processes does."""
     import torch
 
     from faulty import ours, theirs, world

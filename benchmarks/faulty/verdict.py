@@ -1,17 +1,17 @@
-"""What is counted of a fault, by the same rules for both sides but one.
+"""What counts for a fault, by rules that are the same for both sides, except one.
 
-An ending is *told* where a person can see from it what happened. Ours has to raise an `MMLoraError`; any other exception is a
-crash without a sentence. Of the Trainer's and peft's exceptions less is asked: type and message together have to name the
-file (or its folder), or the cause by one of `CAUSES`. A run that goes on has told it where a line of its output does so.
+An ending is *told* if it shows a person what happened. mmlora has to raise an `MMLoraError`; any other exception is a crash. Of
+the Trainer and peft less is asked: the exception's type and message together have to name the file (or its folder), or the cause
+by one of `CAUSES`. A run that goes on has *said* it if a line of its output names one of these.
 """
 
 from __future__ import annotations
 
 from faulty.children import Outcome
 
-LOST = "lost work"  # what a finished checkpoint, or an older file under this name, had kept is gone or cannot be gone on from
-WRONG = "wrong numbers"  # the end is another one than without the fault, and nothing was said
-CRASH = "crash"  # an ending without a sentence, or none in time
+LOST = "lost work"  # what a finished checkpoint or an older file of the same name held is gone or cannot be used
+WRONG = "wrong numbers"  # the result is not that without the fault, and no message says so
+CRASH = "crash"  # an ending without a clear error, or none in time
 HALF = "half a file"  # under its final name
 CODE = "code executed"
 COUNTED = (LOST, WRONG, CRASH, HALF, CODE)
@@ -50,7 +50,7 @@ def told(outcome: Outcome, kind: str, side: str, files: tuple[str, ...]) -> bool
 
 
 def said(outcome: Outcome, kind: str, files: tuple[str, ...]) -> bool:
-    """Whether a run that went on told it on its way."""
+    """Whether the output of a run that went on names the file or the cause."""
     return any(names(line, kind, files) for line in outcome.output.splitlines())
 
 
@@ -64,7 +64,7 @@ def ending(outcome: Outcome, kind: str, side: str, files: tuple[str, ...] = ()) 
 
 
 def message(outcome: Outcome) -> str:
-    """What a reader of the record needs to see of it."""
+    """What the record shows of this outcome."""
     if outcome.hung:
         return "no end in time"
     if outcome.signal:

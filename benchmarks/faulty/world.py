@@ -124,7 +124,7 @@ class Poisoned(Samples):
 
 
 def short_of_memory(model: nn.Module, rows: int) -> None:
-    """From now on a forward pass of more than so many rows asks the allocator for what no machine has."""
+    """From now on a forward pass of more than so many rows asks the allocator for more than any machine has."""
 
     def ask(module: nn.Module, inputs: tuple, named: dict):
         states = inputs[0] if inputs else named["hidden_states"]
@@ -147,5 +147,5 @@ def digest(tensors: dict[str, torch.Tensor] | list[torch.Tensor]) -> str:
 
 
 def end(adapter: Path) -> str:
-    """The hash of an adapter's tensors as they lie in its file."""
+    """The hash of an adapter's tensors as stored in its file."""
     return digest(load_file(adapter / ADAPTER))
