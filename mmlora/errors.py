@@ -10,4 +10,4 @@ class MMLoraError(Exception):
     because every other error is a fault of ours.
     """
 
-    code = 2  # of the command line's exit
+    code = 2  # the command line's exit code

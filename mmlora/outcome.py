@@ -25,7 +25,7 @@ BASE_METHOD: Method = "likelihood"
 
 
 def metrics(run: Experiment, log: TrainLog) -> Metrics:
-    """The run's `metrics.json`."""
+    """The figures for the run's `metrics.json`."""
     method = run.settings.method
     return Metrics(
         **run.examination.figures(run.train),

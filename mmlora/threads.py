@@ -23,7 +23,7 @@ NOTABLE = 0.25  # cores that other programs use before a run mentions it
 
 
 def wait_passively() -> bool:
-    """Set the passive policy for this process and its children; False if that is too late, after torch was imported."""
+    """Set the passive policy for this process and its children; False if torch was imported before and nothing was chosen."""
     if any(name in os.environ for name in CHOSEN):
         return True
     os.environ[POLICY] = "PASSIVE"

@@ -15,7 +15,7 @@ from mmlora.adapters.lora import AdapterError
 FILES, NUMBERS = "files_sha256", "tensors_sha256"  # the metadata's keys
 #: The files of a folder that change a model's answers, beside the adapter's own tensors; the others are not checked.
 DECISIVE = (CONFIG, "*.safetensors", "*token*", "*processor*", "chat_template*", "vocab*", "merges.txt", "*.model")
-PLACE = ("base_model_name_or_path", "revision")  # where the base is may change
+PLACE = ("base_model_name_or_path", "revision")  # these may change: where the base is
 
 
 def of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

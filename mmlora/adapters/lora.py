@@ -92,7 +92,7 @@ def detach(model: nn.Module) -> PreTrainedModel:
 
 
 def own_config(model: nn.Module) -> tuple[str, LoraConfig]:
-    """The name and configuration of a model's only adapter. Raises `AdapterError` for none, for several, and for one not LoRA."""
+    """The name and configuration of a model's only adapter. Raises `AdapterError` for none, for several, or if it is no LoRA."""
     configs = getattr(model, "peft_config", {}) if isinstance(model, PeftModel) else {}
     if not configs and is_wrapped(model):
         raise AdapterError(

@@ -77,7 +77,7 @@ def resuming(model: nn.Module, first: int, states: torch.Tensor) -> Iterator[Non
         hidden = inputs[0] if inputs else named.pop("hidden_states")
         begun = states.to(hidden.dtype)
         if layer.training and getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
-            begun = begun.detach().requires_grad_()  # reentrant checkpointing needs an input that requires a gradient
+            begun = begun.detach().requires_grad_()  # or reentrant checkpointing drops the graph
         return (begun, *inputs[1:]), named
 
     hook = layers[first].register_forward_pre_hook(resume, with_kwargs=True)

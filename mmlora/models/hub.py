@@ -215,7 +215,7 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         raise
     except (
         Exception
-    ) as error:  # also ImportError and ValueError for a proxy, and the own exceptions of two HTTP clients
+    ) as error:  # also ImportError and ValueError for a proxy, and those of two HTTP clients
         raise HubError(_sentence(repo, revision, error)) from error
 
 

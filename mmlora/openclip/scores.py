@@ -90,7 +90,7 @@ def top(pictures: torch.Tensor, names: torch.Tensor, right: torch.Tensor, k: int
     Names that are exactly as near as the right one, or whose score is not a number, count as nearer: a tie is no answer.
     """
     scores = pictures @ names.T
-    rivals = ~(scores < scores.gather(1, right[:, None]))  # nearer ones, ties with the right one, itself, and NaN
+    rivals = ~(scores < scores.gather(1, right[:, None]))  # nearer names, ties, the right name itself, and NaN
     return Share(int((rivals.sum(1) <= k).sum()), len(right))
 
 

@@ -27,7 +27,7 @@ from mmlora.training.order import schedule
 
 BASIS = 1000  # pictures that settle the cells' principal components: 64,000 cells
 View = tuple[torch.Tensor, torch.Tensor | None]  # cells (pictures, cells, cell_size) and the glance
-AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}  # a mark of the tokenizer in a caption is text
+AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}  # special tokens in a caption are ordinary text
 SILENCE = "\n"  # what the visual tokens after a caption's end say
 
 

@@ -96,7 +96,7 @@ def _sync_folder(folder: Path):
 
 def _discard(path: Path):
     """Remove a folder so that a kill half-way leaves nothing that looks like a checkpoint."""
-    if os.path.exists(path):  # os.path: for it no name is too long
+    if os.path.exists(path):  # Path.exists raises where a name is too long
         gone = path if path.name.startswith(_ASIDE) else path.with_name(f"{_ASIDE}old-{path.name}")
         if gone != path:
             shutil.rmtree(gone, ignore_errors=True)

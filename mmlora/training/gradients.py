@@ -37,7 +37,7 @@ class Gradients:
         self.model, self.data, self.settings, self.accelerator = model, data, settings, accelerator
         self.parameters, self.say, self.kept = parameters, say, kept
         self.micro = settings.micro_batch_size or settings.batch_size  # samples a forward pass; halved if too many
-        self.step = 0  # that the last gradients are of
+        self.step = 0  # the step of the last gradients
         self.all_reached = False  # every tower that trains has had a gradient
 
     def of(self, batch: Sequence[int], step: int) -> tuple[float, int]:
@@ -122,7 +122,7 @@ class Gradients:
         scaler = self.accelerator.scaler
         if math.isfinite(norm):
             return norm
-        if scaler is None or scaler.get_scale() < 1:  # it was halved so often that this is no overflow of its making
+        if scaler is None or scaler.get_scale() < 1:  # the scale was halved so often that it did not cause this overflow
             raise self.not_finite("gradient", batch)
         return None
 
