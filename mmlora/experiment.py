@@ -22,7 +22,6 @@ from mmlora.evaluation.answering import TOGETHER, evaluate
 from mmlora.evaluation.controls import majority_class
 from mmlora.evaluation.examination import examine
 from mmlora.evaluation.inference import reader
-from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.pace import Pace
 from mmlora.evaluation.readback import fit_in, read_back, read_back_tokens
 from mmlora.evaluation.scores import Prediction, score
@@ -32,12 +31,11 @@ from mmlora.models.catalog import seen_by
 from mmlora.models.connector import ALIGNED, aligned, own_way
 from mmlora.models.precision import choose, products
 from mmlora.models.vlm import base_model, decoder_layers
-from mmlora.outcome import BASE_METHOD, keep, metrics
+from mmlora.outcome import BASE_METHOD, explain, keep, metrics
 from mmlora.problems.captions import captioned, further_captioned
 from mmlora.problems.load import load_problems, load_transfer
 from mmlora.problems.record import Problem
 from mmlora.problems.rows import DataError
-from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.machine import git_state
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
@@ -185,8 +183,12 @@ class Experiment:
                 evaluate(self.learner, some, self.settings.method, max_new_tokens=tokens, progress=False)
             seconds = perf_counter() - began
         pictures = min(sum(p.image is not None for p in self.test), self.budget.control_problems)
-        wanted = len(self.test) + len(self.transfer) + CONTROLS * pictures
-        self.timing.expect(seconds, len(trial), wanted)
+        asked = (
+            len(self.test),
+            len(self.transfer) + CONTROLS * pictures,
+        )  # in two calls, each as long as its longest reply
+        rows = sum(max(len(trial), count) for count in asked if count)
+        self.timing.expect(seconds * rows / len(trial), sum(asked))
         return self.timing.reserved or 0.0
 
     def fit(self) -> TrainLog:
@@ -212,7 +214,7 @@ class Experiment:
             reserved = self.timing.reserved
             minutes = self.budget.training_minutes(self.reserve() if reserved is None else reserved)
             with self.budget.watch("train"):
-                self.timing.refuse_few_samples(self.model, self.samples, minutes)
+                self.timing.prepare(self.model, self.samples, minutes)
             allowed = self.timing.training_minutes()
         self.begun = True
         try:
@@ -255,11 +257,7 @@ class Experiment:
 
     def explain(self, count: int = 2) -> list[tuple[Problem, Prediction]]:
         """Occlusion maps of a few problems with a picture, kept beside wrong answers for the report: `maps` by id."""
-        seen = [(p, q) for p, q in zip(self.test, self.predictions) if p.image is not None]
-        chosen = seen[:: max(1, len(seen) // (count + 1))][:count]
-        self.maps = {problem.id: occlusion(self.learner, problem, said) for problem, said in chosen}
-        if processes.first():
-            keep_examples(self.folder, self.test, self.predictions, self.maps)
+        chosen, self.maps = explain(self, count)
         return chosen
 
     def _only(self, problems: list[Problem], why: str) -> None:

@@ -6,13 +6,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmlora.adapters.files import save_adapter
 from mmlora.adapters.towers import towers
-from mmlora.evaluation.scores import Method, save_predictions
+from mmlora.evaluation.occlusion import occlusion
+from mmlora.evaluation.scores import Method, Prediction, save_predictions
 from mmlora.files import ROOM, FileError, refusals, whole_folder
+from mmlora.models import processes
 from mmlora.problems.load import licence
+from mmlora.problems.record import Problem
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.record import Metrics
 
@@ -92,3 +95,13 @@ def _keep_adapter(run: Experiment, found: Metrics) -> None:
         save_adapter(
             run.model, folder, facts, processor=run.vlm.processor, data_licence=licence(run.settings.data, run.train)
         )
+
+
+def explain(run: Experiment, count: int) -> tuple[list[tuple[Problem, Prediction]], dict[str, Any]]:
+    """Occlusion maps of so many answered problems with a picture, by id, kept beside the run's examples."""
+    seen = [(p, q) for p, q in zip(run.test, run.predictions) if p.image is not None]
+    chosen = seen[:: max(1, len(seen) // (count + 1))][:count]
+    maps = {problem.id: occlusion(run.learner, problem, said) for problem, said in chosen}
+    if processes.first():
+        keep_examples(run.folder, run.test, run.predictions, maps)
+    return chosen, maps

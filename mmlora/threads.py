@@ -52,6 +52,13 @@ def used_by_others(seconds: float = 0.3) -> tuple[float, int]:
     return min(max(0.0, others), float(len(allowed))), len(allowed)
 
 
+def fewer() -> int | None:
+    """How many threads leave other programs the cores that they use; None where they use less than half a core."""
+    used, cores = used_by_others()
+    left = cores - max(1, round(used))
+    return max(1, left) if cores > 1 and used >= 0.5 else None
+
+
 def say_if_busy() -> None:
     """Print a line where other programs use this machine's cores too."""
     used, cores = used_by_others()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
+import torch
 from torch import nn
 
+from mmlora import threads
 from mmlora.budget import Budget
 from mmlora.evaluation.pace import Answer, Pace
 from mmlora.evaluation.scores import Prediction
@@ -17,9 +19,13 @@ from mmlora.training.settings import TrainingSet
 from mmlora.training.trial import samples_per_second
 
 SPARE = 1.1  # of the time that scoring was estimated to take
-MOST = 0.3  # of the minutes for scoring, a quiet machine's share: on a slow one fewer problems are scored and more is learned
+CLOSING = 0.4  # minutes for maps, examples and the report, about what two cores take
+MOST = (
+    0.3  # of the minutes for scoring, as on a quiet machine: a slow one scores fewer problems and trains longer instead
+)
 BASE_TRIAL = 16  # problems that are answered to see how long the baseline will take
 BASE_SHARE = 0.1  # of the minutes, which the baseline may take before it is scored on fewer problems
+WORTH = 1.1  # how much faster fewer threads have to be before a run takes them
 FEWEST = 400  # samples; fewer taught nothing of MiniSQA (results/speed/few_samples.json)
 
 
@@ -41,9 +47,18 @@ class Timing:
         """Minutes that are kept for scoring; None until `expect`."""
         return None if self.pace is None else self._kept(self.pace.seconds * self.pace.wanted / 60)
 
+    @property
+    def closing(self) -> float:
+        """Minutes for what comes after the answers: maps, examples, the report."""
+        return min(CLOSING, 0.1 * self.budget.minutes) if self.promised else 0.0
+
     def _kept(self, minutes: float) -> float:
-        part = self.promised and self.budget.test_problems is not None  # a whole split is scored for the published rows' sake
-        return min(minutes, MOST * self.budget.minutes) if part else minutes
+        """The minutes to reserve if answering takes `minutes`."""
+        if (
+            self.promised and self.budget.test_problems is not None
+        ):  # a whole split is scored in full, to compare with published figures
+            minutes = min(minutes, MOST * self.budget.minutes)
+        return minutes + self.closing
 
     def baseline(self, problems: Sequence[Problem], answer: Answer) -> tuple[list[Problem], list[Prediction]]:
         """The base model's answers; where all would take more than `BASE_SHARE` of the minutes, to fewer problems."""
@@ -57,19 +72,37 @@ class Timing:
         pace = Pace((perf_counter() - began) / len(trial), len(problems), lambda: 60 * (end - self.budget.elapsed()))
         return pace.answered(problems, answer)
 
-    def expect(self, seconds: float, answers: int, wanted: int) -> None:
-        """Estimate how long scoring takes: a trial gave so many answers in so many seconds; a tenth is added."""
-        left = (lambda: 60 * self.budget.left()) if self.promised else None
-        self.pace = Pace(SPARE * seconds / answers, wanted, left)
+    def expect(self, seconds: float, wanted: int) -> None:
+        """Estimate scoring: `wanted` answers take `seconds` in all, judging by a trial; a tenth is added."""
+        left = (lambda: 60 * (self.budget.left() - self.closing)) if self.promised else None
+        self.pace = Pace(SPARE * seconds / max(1, wanted), wanted, left)
 
     def probed(self, seconds: float, answers: int) -> None:
         """The same from a probe during training, when the model already answers much as it will in the end."""
         if self.pace is not None:
             self.pace.seconds = SPARE * seconds / answers
 
-    def refuse_few_samples(self, model: nn.Module, samples: TrainingSet, minutes: float) -> None:
-        """Raise `TrainingError` if so many minutes are too few samples to learn from; with `few_samples` only print it."""
-        speed = samples_per_second(model, samples, self.settings.training(minutes))
+    def prepare(self, model: nn.Module, samples: TrainingSet, minutes: float) -> None:
+        """Choose the number of threads and refuse a training that would see too few samples."""
+        settings = self.settings.training(minutes)
+        speed = samples_per_second(model, samples, settings)
+        fewer = threads.fewer()
+        if speed is not None and fewer and model.device.type == "cpu":
+            before = torch.get_num_threads()
+            torch.set_num_threads(fewer)
+            other = samples_per_second(model, samples, settings) or 0.0
+            if other > WORTH * speed:
+                print(f"training takes {fewer} of {before} threads: {other:.1f} samples/s here instead of {speed:.1f}")
+                speed = other
+            else:
+                torch.set_num_threads(before)
+        self.refuse_few_samples(speed, minutes)
+
+    def refuse_few_samples(self, speed: float | None, minutes: float) -> None:
+        """Raise `TrainingError` if so many minutes are too few samples to learn from; with `few_samples` only print it.
+
+        `speed` is in samples a second; None where nobody knows.
+        """
         if speed is None or 60 * minutes * speed >= FEWEST:
             return
         seen = round(60 * minutes * speed)
@@ -78,7 +111,7 @@ class Timing:
             f"{minutes:.1f} minutes of training see about {seen} samples on this machine, and fewer than {FEWEST} taught "
             f"nothing when that was measured; a run of about {enough:.0f} minutes sees enough (--minutes {enough:.0f})"
         )
-        if not self.settings.few_samples and self.budget.minutes >= 1:  # less is a trial of the machinery
+        if not self.settings.few_samples and self.budget.minutes >= 1:  # a shorter run only tries out the code
             raise TrainingError(f"{few}; to train all the same, set few_samples (--few-samples)")
         print(few)
 

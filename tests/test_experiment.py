@@ -132,7 +132,7 @@ def test_data_without_pictures_is_no_accident(model, own_folder, tmp_path, witho
 
 def test_the_figures_are_safe_before_anything_else_can_fail(model, own_folder, tmp_path, monkeypatch):
     run = begin(model, own_folder, tmp_path)
-    monkeypatch.setattr(experiment, "occlusion", None)
+    monkeypatch.setattr(outcome, "occlusion", None)
     with pytest.raises(TypeError):
         run.run()
     assert Metrics.load(tmp_path / "metrics.json").n_test == 8

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mmlora.evaluation.pace import Pace
 from mmlora.evaluation.scores import Prediction
 from mmlora.problems.pictures import digest
 from mmlora.problems.record import CATEGORIES, Problem
@@ -29,25 +28,27 @@ def controls(
     answer: Callable[[list[Problem]], list[Prediction]],
     read: Callable[[Image.Image], str] | None,
     count: int | None = None,
-    pace: Pace | None = None,
 ) -> dict[str, Answered]:
     """The controls that need no other training, each on `count` (default all) of the problems with a picture.
 
-    `answer` is the trained model, `read` says what it reads in a picture, `pace` leaves out problems that do not fit in the
-    time. A control that cannot be taken is left out: *reading* without `read`, *captions_as_text* without captions, *swapped*
-    where no skill has two pictures.
+    `answer` is the trained model, `read` says what it reads in a picture. A control that cannot be taken is left out:
+    *reading* without `read`, *captions_as_text* without captions, *swapped* where no skill has two pictures.
     """
     shown = evenly([problem for problem in problems if problem.image is not None], count)
+    found = {name: Answered(each, answer(each)) for name, each in variants(problems, shown).items()}
+    if read is not None and shown:
+        found["reading"] = Answered(shown, reading(shown, read))
+    return found
+
+
+def variants(problems: Sequence[Problem], shown: Sequence[Problem]) -> dict[str, list[Problem]]:
+    """The shown ones of the problems as the controls ask them, by the control's name; none that would be empty."""
     own = {problem.id for problem in shown}
     asked = {
         "swapped": [problem for problem in swapped(problems) if problem.id in own],
         "captions_as_text": captioned(shown),
     }
-    pace = pace or Pace(1.0, 0, None)
-    found = {name: Answered(*pace.answered(each, answer)) for name, each in asked.items() if each}
-    if read is not None and shown:
-        found["reading"] = Answered(shown, reading(shown, read))
-    return found
+    return {name: each for name, each in asked.items() if each}
 
 
 def evenly(problems: Sequence[Problem], count: int | None) -> list[Problem]:

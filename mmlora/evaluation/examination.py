@@ -9,9 +9,18 @@ from typing import Any
 
 from PIL import Image
 
-from mmlora.evaluation.controls import Answered, best_guess, blanked, chance, controls, evenly, majority_class
-from mmlora.evaluation.pace import Pace
-from mmlora.evaluation.scores import Prediction, save_predictions, score
+from mmlora.evaluation.controls import (
+    Answered,
+    best_guess,
+    blanked,
+    chance,
+    evenly,
+    majority_class,
+    reading,
+    variants,
+)
+from mmlora.evaluation.pace import Answer, Pace
+from mmlora.evaluation.scores import save_predictions, score
 from mmlora.problems.record import Problem
 
 PRINTED = 3  # answers of each control
@@ -64,7 +73,7 @@ def worded(answered: Answered, wording: str) -> Answered:
 def examine(
     test: Sequence[Problem],
     transfer: Sequence[Problem],
-    answer: Callable[[list[Problem]], list[Prediction]],
+    answer: Answer,
     read: Callable[[Image.Image], str] | None,
     count: int,
     pace: Pace,
@@ -72,9 +81,20 @@ def examine(
     """Ask `answer` everything, and each control `count` of the test problems with a picture, as many as `pace` allows."""
     asked = Answered(*pace.answered(test, answer))
     shown = evenly([problem for problem in asked.problems if problem.image is not None], count)
-    return Examination(
-        test=asked,
-        blank=Answered(*pace.answered(blanked(shown), answer)),
-        transfer=Answered(*pace.answered(transfer, answer)),
-        controls=controls(asked.problems, answer, read, count, pace),
-    )
+    controls = variants(asked.problems, shown)
+    found = _together({"blank": blanked(shown), "transfer": list(transfer), **controls}, answer, pace)
+    ways = {name: found[name] for name in controls}
+    if read is not None and shown:
+        ways["reading"] = Answered(shown, reading(shown, read))
+    return Examination(test=asked, blank=found["blank"], transfer=found["transfer"], controls=ways)
+
+
+def _together(parts: dict[str, list[Problem]], answer: Answer, pace: Pace) -> dict[str, Answered]:
+    """Each part's problems with their answers, all in one call: a batch takes as long as its longest reply."""
+    part_of = {id(problem): name for name, problems in parts.items() for problem in problems}
+    problems, said = pace.answered([problem for each in parts.values() for problem in each], answer)
+    found = {name: Answered([], []) for name in parts}
+    for problem, prediction in zip(problems, said):
+        found[part_of[id(problem)]].problems.append(problem)
+        found[part_of[id(problem)]].predictions.append(prediction)
+    return found
