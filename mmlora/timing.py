@@ -101,7 +101,7 @@ class Timing:
     def refuse_few_samples(self, speed: float | None, minutes: float) -> None:
         """Raise `TrainingError` if so many minutes are too few samples to learn from; with `few_samples` only print it.
 
-        `speed` is in samples a second; None where nobody knows.
+        `speed` is in samples a second; None if it is not known.
         """
         if speed is None or 60 * minutes * speed >= FEWEST:
             return

@@ -42,7 +42,7 @@ def controls(
 
 
 def variants(problems: Sequence[Problem], shown: Sequence[Problem]) -> dict[str, list[Problem]]:
-    """The shown ones of the problems as the controls ask them, by the control's name; none that would be empty."""
+    """What each control asks, by its name: the `shown` problems, changed. A control without any problem is left out."""
     own = {problem.id for problem in shown}
     asked = {
         "swapped": [problem for problem in swapped(problems) if problem.id in own],
