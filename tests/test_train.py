@@ -172,8 +172,9 @@ def test_out_of_memory_halves_the_forward_pass_and_not_the_step(tmp_path, capsys
             "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate"
         ),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
     ],
-    ids=["python", "Windows", "C++"],
+    ids=["python", "Windows", "C++", "oneDNN"],
 )
 def test_every_allocators_words_for_no_memory_halve_the_forward_pass(tmp_path, capsys, error):
     class Refused(tiny.Tokens):
@@ -185,6 +186,15 @@ def test_every_allocators_words_for_no_memory_halve_the_forward_pass(tmp_path, c
     assert fit(tiny.adapted(), Refused(), QUICK, tmp_path).samples_seen == QUICK.steps * QUICK.batch_size
     said = capsys.readouterr()
     assert "out of memory: from now on 4 samples a forward pass" in said.out + said.err
+
+
+def test_an_operation_that_onednn_lacks_is_not_taken_for_no_memory(tmp_path):
+    class Refused(tiny.Tokens):
+        def loss(self, model, indices):
+            raise RuntimeError("could not create a primitive descriptor for the matmul primitive")
+
+    with pytest.raises(RuntimeError, match="descriptor"):
+        fit(tiny.adapted(), Refused(), QUICK, tmp_path)
 
 
 def test_a_loss_without_a_gradient_is_named(tmp_path):

@@ -8,6 +8,7 @@ on a CPU that costs more than some of the layers. But blocks kept from one phase
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -28,7 +29,10 @@ NO_ROOM = (
     "not enough memory: you tried to allocate",
     "std::bad_alloc",
     "Cannot allocate memory",
+    "could not create a memory object",
 )
+#: oneDNN's words when it has no room for its own buffers; with "descriptor" they mean that it lacks the operation.
+ONEDNN = re.compile(r"could not (create|execute) a primitive(?! descriptor)")
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # names of glibc's malloc.h
 
 
@@ -42,6 +46,7 @@ def out_of_memory(error: Exception) -> bool:
         isinstance(error, MemoryError)
         or should_reduce_batch_size(error)
         or any(words in str(error) for words in NO_ROOM)
+        or bool(ONEDNN.search(str(error)))
     )
 
 
