@@ -31,7 +31,9 @@ def settings_problem() -> str:
             return problem
     file = os.environ.get("SSL_CERT_FILE", "")
     if file and not Path(file).is_file():
-        return f"SSL_CERT_FILE names {file}, which is not a file: give a file of certificates in PEM format, or unset it"
+        return (
+            f"SSL_CERT_FILE names {file}, which is not a file: give a file of certificates in PEM format, or unset it"
+        )
     return ""
 
 
@@ -58,9 +60,7 @@ def reason(error: BaseException, server: str) -> str:
     if isinstance(
         error, (ValueError, LookupError, TypeError, AssertionError)
     ):  # from reading an answer that is not a hub's
-        return (
-            f"{server} does not answer as a hub does ({text}): check HF_ENDPOINT, and whether the network asks for a login"
-        )
+        return f"{server} does not answer as a hub does ({text}): check HF_ENDPOINT, and whether the network asks for a login"
     return f"{server} cannot be reached{_through(server)} ({text})"
 
 
@@ -138,7 +138,9 @@ def _proxy_problem(kind: str, address: str) -> str:
         meant = f"; write socks5:// if it is a SOCKS proxy of version 5, or unset {name}"
         return f"{name} is {shown}, and {scheme}:// is not a kind of proxy that can be used{meant}"
     return (
-        "" if whole else f"{name} is {shown}, which is not the address of a proxy: write http://host:port, or unset {name}"
+        ""
+        if whole
+        else f"{name} is {shown}, which is not the address of a proxy: write http://host:port, or unset {name}"
     )
 
 

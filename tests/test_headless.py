@@ -204,9 +204,7 @@ def test_a_report_that_cannot_be_written_is_all_that_is_missing(tmp_path, monkey
     record = json.loads((RESULTS / "one_hour_smolbridge.json").read_text())
     (tmp_path / "metrics.json").write_text(json.dumps(record.get("figures", record)))
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(
-        RunError, match="only the report is missing: .*report.html cannot be used"
-    ) as caught:
+    with pytest.raises(RunError, match="only the report is missing: .*report.html cannot be used") as caught:
         headless._finish(tmp_path)
     assert f"adapter   {tmp_path / 'adapter'}" in capsys.readouterr().out
     (tmp_path / "report.html").rmdir()

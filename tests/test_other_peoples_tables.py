@@ -236,7 +236,9 @@ def test_an_object_over_several_lines_is_named(tmp_path):
     ):
         load_problems(tmp_path)
     (tmp_path / "test.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW)[:-1] + ', "answer": 1}')
-    with pytest.raises(DataError, match="line 2: problem test-1: it is not valid JSON .the name 'answer' is there twice"):
+    with pytest.raises(
+        DataError, match="line 2: problem test-1: it is not valid JSON .the name 'answer' is there twice"
+    ):
         load_problems(tmp_path)
 
 

@@ -41,7 +41,9 @@ def check(folder: Path, file: str, tensors: Mapping[str, torch.Tensor], marks: M
         )
     for name, kept in json.loads(marks.get(FILES, "{}")).items():
         if not (folder / name).is_file() or _of_file(folder / name) != kept:
-            raise AdapterError(f"{folder / name} is not as it was saved: it is damaged or from another adapter; fetch it again")
+            raise AdapterError(
+                f"{folder / name} is not as it was saved: it is damaged or from another adapter; fetch it again"
+            )
 
 
 def _of_file(file: Path) -> str:

@@ -93,6 +93,7 @@ def detach(model: nn.Module) -> PreTrainedModel:
 
 def own_config(model: nn.Module) -> tuple[str, LoraConfig]:
     """The name and configuration of a model's only adapter. Raises `AdapterError` for none, for several, or if it is no LoRA."""
+    _refuse_spent(model)
     configs = getattr(model, "peft_config", {}) if isinstance(model, PeftModel) else {}
     if not configs and is_wrapped(model):
         raise AdapterError(
@@ -138,9 +139,7 @@ def merge(model: PeftModel) -> PreTrainedModel:
         except (ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
             model.unmerge_adapter()
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise AdapterError(
-                f"this adapter cannot be merged into the weights ({reason}): use it unmerged"
-            ) from error
+            raise AdapterError(f"this adapter cannot be merged into the weights ({reason}): use it unmerged") from error
         merged = model.merge_and_unload()
     merged.__dict__.pop(BESIDE, None)
     unmark(merged)
@@ -182,8 +181,18 @@ def is_wrapped(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) or any(isinstance(m, BaseTunerLayer) for m in model.modules())
 
 
+def _refuse_spent(model: nn.Module) -> None:
+    """Raise `AdapterError` for what is left around a base whose adapter was merged or taken off: peft still knows its name."""
+    inside = any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in model.modules())
+    if isinstance(model, PeftModel) and not inside and not getattr(model, "_is_prompt_learning", False):
+        raise AdapterError(
+            "this model carries no adapter any more, for it was merged or taken off: use the model that merge or detach returned"
+        )
+
+
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise `AdapterError` where an adapter sits already: two in one place would be none that anybody meant."""
+    _refuse_spent(model)
     if is_wrapped(model):
         raise AdapterError(
             "this model carries an adapter already; take it off with detach(model), or load the base again"

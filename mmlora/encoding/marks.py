@@ -54,7 +54,7 @@ class Marks:
         tokens = self._split(text)
         if self.control.isdisjoint(tokens):
             return tokens
-        cuts = [found.start() + 1 for found in self.pattern.finditer(text)]  # the vocabulary has the whole mark as one token
+        cuts = [found.start() + 1 for found in self.pattern.finditer(text)]  # a mark is one token of the vocabulary
         tokens = [token for start, end in zip([0, *cuts], [*cuts, None]) for token in self._split(text[start:end])]
         if not self.control.isdisjoint(tokens):
             raise ValueError("the tokenizer cannot encode its own special tokens as ordinary text")

@@ -174,7 +174,9 @@ def _json(file: Path, of: str) -> dict:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise HubError(f"{file.name} of {of} is not valid JSON ({error}); choose another model, or copy it again") from error
+        raise HubError(
+            f"{file.name} of {of} is not valid JSON ({error}); choose another model, or copy it again"
+        ) from error
     if not isinstance(found, dict):
         raise HubError(f"{file.name} of {of} is not a JSON object; choose another model, or copy it again")
     return found
@@ -213,9 +215,7 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         yield
     except MMLoraError:
         raise
-    except (
-        Exception
-    ) as error:  # also ImportError and ValueError for a proxy, and those of two HTTP clients
+    except Exception as error:  # also ImportError and ValueError for a proxy, and those of two HTTP clients
         raise HubError(_sentence(repo, revision, error)) from error
 
 

@@ -76,7 +76,9 @@ def _records(path: Path, file: TextIO, separator: str) -> list[tuple[int, list[s
 def _without_nul(path: Path, file: TextIO) -> Iterator[str]:
     for line, text in enumerate(file, 1):
         if "\0" in text:
-            raise DataError(f"{path}, line {line}: it has a NUL character, which is not text; save the table again as “CSV UTF-8”")
+            raise DataError(
+                f"{path}, line {line}: it has a NUL character, which is not text; save the table again as “CSV UTF-8”"
+            )
         yield text
 
 

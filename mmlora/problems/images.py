@@ -195,7 +195,9 @@ def _check_name(text: str, paths: list[Path]) -> None:
     if "\0" in text:
         raise ValueError(f"its picture {text!r:.60} has a NUL in its name; rename the file")
     if any(len(os.fsencode(part)) > LONGEST for path in paths for part in path.parts) or len(text) > 1000:
-        raise ValueError(f"its picture {text!r:.60} has a name of {len(text)} characters, longer than a file's can be; rename the file")
+        raise ValueError(
+            f"its picture {text!r:.60} has a name of {len(text)} characters, longer than a file's can be; rename the file"
+        )
     if any(os.path.isdir(path) for path in paths):
         raise ValueError(f"its picture {text!r:.60} is a folder; name a file in it")
 

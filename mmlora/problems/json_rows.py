@@ -65,7 +65,9 @@ def _listed(path: Path) -> Iterator[Line]:
         try:
             value, place = parsed(text, place)
         except ValueError as error:
-            raise DataError(f"{path}, line {getattr(error, 'lineno', line)}: the list is not valid JSON ({error})") from error
+            raise DataError(
+                f"{path}, line {getattr(error, 'lineno', line)}: the list is not valid JSON ({error})"
+            ) from error
         yield line, _cells(value)
         place = skip(text, place)
         if text[place : place + 1] == ",":

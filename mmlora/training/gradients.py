@@ -79,9 +79,7 @@ class Gradients:
         """Add up the gradients of the summed losses of `parts`; an empty one is `spare`, which counts nothing."""
         total, tokens = 0.0, 0
         for part in parts:
-            with attention(
-                self.accelerator.device
-            ):  # backward too: checkpointed layers are computed again there
+            with attention(self.accelerator.device):  # backward too: checkpointed layers are computed again there
                 with self.accelerator.autocast():
                     loss_sum, supervised = self.data.loss(self.model, list(part or spare))
                 if not part:  # all processes take as many forward passes
@@ -122,7 +120,7 @@ class Gradients:
         scaler = self.accelerator.scaler
         if math.isfinite(norm):
             return norm
-        if scaler is None or scaler.get_scale() < 1:  # the scale was halved so often that it did not cause this overflow
+        if scaler is None or scaler.get_scale() < 1:  # after so many halvings the scale is not the cause
             raise self.not_finite("gradient", batch)
         return None
 
