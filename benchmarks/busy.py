@@ -113,7 +113,7 @@ def main(chosen: Annotated[list[str] | None, typer.Argument(help="which of them,
     with tempfile.TemporaryDirectory(prefix="busy-") as folder:
         for way in chosen or WAYS:
             found, solved = measured(way, Path(folder))
-            record = {**record, "minutes": MINUTES, "ways": {**record["ways"], way: {**found, **now}}}
+            record = {**record, **now, "minutes": MINUTES, "ways": {**record["ways"], way: {**found, **now}}}
             lines = [line for line in lines if line["way"] != way] + solved
             target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             kept.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
