@@ -190,6 +190,7 @@ def _configure(folder, **changes):
         (lambda t: t.update(extra=torch.zeros(1)), "16 of its 17 tensors fit, 1 tensors are unexpected, such as extra"),
         (lambda t: t.update({min(t): torch.zeros(3, 3)}), "has shape \\[3, 3\\], not \\[4, 32\\]"),
         (lambda t: t.update({min(t): torch.full((4, 32), torch.nan)}), "numbers that are not finite"),
+        (lambda t: t.update({min(t): torch.ones(4, 32, dtype=torch.int8)}), "is int8, not floating-point numbers"),
     ],
 )  # fmt: skip
 def test_a_part_of_an_adapter_is_never_loaded(base, made, change, sentence):
@@ -210,7 +211,13 @@ def test_a_part_of_an_adapter_is_never_loaded(base, made, change, sentence):
         ({"task_type": "SEQ_CLS"}, "trained for the task SEQ_CLS"),
         ({"target_modules": ["of_another"]}, "does not fit this model: Target modules"),
         ({"target_modules": "("}, "does not fit this model"),
-        ({"r": "four"}, "adapter_config.json|does not fit"),
+        ({"r": "four"}, "adapter_config.json has r = .four., which is not a whole number"),
+        ({"r": 0}, "has r = .0., which is not a whole number above 0"),
+        ({"lora_alpha": "32"}, "has lora_alpha = .32., which is not a finite number"),
+        ({"lora_alpha": float("nan")}, "has lora_alpha = .nan., which is not a finite number"),
+        ({"alpha_pattern": {"q_proj": None}}, "has alpha_pattern = .None., which is not a finite number"),
+        ({"use_rslora": "false"}, "has use_rslora = .false., which is not true or false"),
+        ({"base_model_name_or_path": ["x"]}, "has base_model_name_or_path = .* which is not text or null"),
         ({"alora_invocation_tokens": [1]}, "uses alora_invocation_tokens"),
         ({"use_newest": True}, "use_newest = True, which peft .* does not know: update peft"),
         ({"newest_config": {"a": 1}}, "newest_config = "),
@@ -361,9 +368,14 @@ def test_a_damaged_connector_is_a_sentence(moved):
 @pytest.mark.parametrize("what", [lora.merge, lambda model: files.save_adapter(model, "nowhere", {})])
 def test_what_carries_no_adapter_is_a_sentence(base, made, what):
     merged = lora.merge(files.load_adapter(base(), made("rsLoRA")[0]))
-    for bare in (base(), merged, lora.detach(tiny.adapted())):
+    left_of_merged, left_of_detached = files.load_adapter(base(), made("rsLoRA")[0]), tiny.adapted()
+    lora.merge(left_of_merged)
+    lora.detach(left_of_detached)
+    for bare in (base(), merged, lora.detach(tiny.adapted()), left_of_merged, left_of_detached):
         with pytest.raises(AdapterError, match="carries no adapter"):
             what(bare)
+    with pytest.raises(AdapterError, match="use the model that merge or detach returned"):
+        lora.attach(left_of_detached)
     assert lora.detach(merged) is merged
     with pytest.raises(AdapterError, match="the base inside an adapted model"):
         what(tiny.adapted().get_base_model())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ def read(folder: Path) -> LoraConfig:
                 f"the adapter in {folder} uses {name}, which changes more than the model's weights; load it with peft itself"
             )
     _leave_out_unknown(said, folder)
+    _refuse_unsound(said, folder)
     try:
         return LoraConfig(**(said | {"inference_mode": True}))
     except (TypeError, ValueError, ImportError, AttributeError) as error:
@@ -100,6 +103,30 @@ def _leave_out_unknown(said: dict[str, Any], folder: Path) -> None:
         if value is True or isinstance(value, (dict, list)):
             raise AdapterError(f"the adapter in {folder} has {told}: update peft, or load an adapter without it")
         print(f"the adapter in {folder} has {told}; it is ignored, as plain peft does")
+
+
+def _refuse_unsound(said: Mapping[str, Any], folder: Path) -> None:
+    """Raise `AdapterError` for a value that peft would meet in its arithmetic only, or take for another one."""
+    number = "a finite number", lambda value: _is_number(value) and math.isfinite(value)
+    whole = "a whole number above 0", lambda value: _is_number(value) and isinstance(value, int) and value > 0
+    truth = "true or false", lambda value: value is None or isinstance(value, bool)
+    text = "text or null", lambda value: value is None or isinstance(value, str)
+    expected = {"r": whole, "lora_alpha": number, "lora_dropout": number, "use_rslora": truth, "use_dora": truth,
+                "base_model_name_or_path": text, "revision": text}  # fmt: skip
+    found = [(name, said[name], kind) for name, kind in expected.items() if name in said]
+    for name, kind in (("rank_pattern", whole), ("alpha_pattern", number)):
+        pattern = said.get(name) or {}
+        values = pattern.values() if isinstance(pattern, dict) else [pattern]
+        found += [(name, value, kind) for value in values]
+    for name, value, (what, holds) in found:
+        if not holds(value):
+            raise AdapterError(
+                f"{folder / CONFIG} has {name} = {str(value)[:NUMBERS]!r}, which is not {what}; fetch it again, or correct it"
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _line(error: Exception) -> str:

@@ -44,6 +44,8 @@ def own_values(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> list[tu
 def fill(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Load the file's tensors into the adapter. Raises `Misfit`, after which the caller takes the adapter off."""
     for name, tensor in tensors.items():
+        if ".lora_" in name and not tensor.is_floating_point():
+            raise Misfit(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise Misfit(f"{name} holds numbers that are not finite")
     needed = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
