@@ -182,11 +182,11 @@ def is_wrapped(model: nn.Module) -> bool:
 
 
 def _refuse_spent(model: nn.Module) -> None:
-    """Raise `AdapterError` for what is left around a base whose adapter was merged or taken off: peft still knows its name."""
+    """Raise `AdapterError` for a `PeftModel` whose adapter was merged or taken off, though peft still lists it."""
     inside = any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in model.modules())
     if isinstance(model, PeftModel) and not inside and not getattr(model, "_is_prompt_learning", False):
         raise AdapterError(
-            "this model carries no adapter any more, for it was merged or taken off: use the model that merge or detach returned"
+            "this model carries no adapter any more: it was merged or taken off; use the model that merge or detach returned"
         )
 
 

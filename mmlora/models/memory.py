@@ -31,7 +31,7 @@ NO_ROOM = (
     "Cannot allocate memory",
     "could not create a memory object",
 )
-#: oneDNN's words when it has no room for its own buffers; with "descriptor" they mean that it lacks the operation.
+#: What oneDNN says when there is no memory for its buffers; with "descriptor" it means that it lacks the operation.
 ONEDNN = re.compile(r"could not (create|execute) a primitive(?! descriptor)")
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # names of glibc's malloc.h
 
