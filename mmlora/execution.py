@@ -75,11 +75,14 @@ class Stop:
 
     def manager(self) -> type:
         """A class of kernel managers for nbclient, whose only instance is kept in `kernel` for signals."""
+        from ipykernel.kernelspec import get_kernel_dict
+        from jupyter_client.kernelspec import KernelSpec
         from jupyter_client.manager import AsyncKernelManager
 
         class Manager(AsyncKernelManager):
             def __init__(manager, **named: Any) -> None:
                 super().__init__(**named)
+                manager._kernel_spec = KernelSpec(**get_kernel_dict())  # another Python may be installed as "python3"
                 self.kernel = manager
 
         return Manager

@@ -17,7 +17,7 @@ from mmlora import guests
 from mmlora.errors import MMLoraError
 from mmlora.execution import Stop, Writer, execute
 from mmlora.files import FileError, refusals
-from mmlora.paths import NOTEBOOKS, new_run
+from mmlora.paths import NOTEBOOKS, expanded, new_run
 from mmlora.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,10 +62,13 @@ def run(settings: Settings, *, out: Path | str | None = None, resume: bool = Fal
 
 def _check_packages() -> None:
     try:
+        import ipykernel  # noqa: F401
         import nbclient  # noqa: F401
         import papermill  # noqa: F401
     except ImportError as error:
-        raise RunError(f"{error.name} is not installed; run: python -m pip install papermill nbconvert") from error
+        raise RunError(
+            f"{error.name} is not installed; run: python -m pip install papermill nbconvert ipykernel"
+        ) from error
 
 
 def _executed(settings: Settings, folder: Path, resume: bool) -> Path:
@@ -109,13 +112,13 @@ def _the_way_on(settings: Settings, folder: Path) -> str:
 
 def _folder(out: Path | str | None) -> Path:
     """The whole path of a run's folder; raises `RunError` for a name that is not UTF-8, which a notebook cannot hold."""
-    folder = Path(out).expanduser() if out else new_run()
+    folder = expanded(out) if out else new_run()
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
         raise RunError(f"the folder's name {str(folder)!r} is not valid UTF-8; choose another") from error
     with refusals(folder):
-        return folder.resolve()
+        return Path(os.path.realpath(folder))  # resolve raises where a link leads to itself
 
 
 def _together(settings: Settings, folder: Path, resume: bool) -> Path:
@@ -137,8 +140,8 @@ def _together(settings: Settings, folder: Path, resume: bool) -> Path:
 
 def _there(name: str) -> str:
     """The whole path of what lies here, for the notebook runs elsewhere; any other name as it is."""
-    place = Path(name).expanduser()
-    return str(place.resolve()) if os.path.exists(place) else name  # os.path: for it no name is too long
+    place = expanded(name)
+    return str(place.resolve()) if os.path.exists(place) else name  # Path.exists raises where a name is too long
 
 
 def _finish(folder: Path, executed: Path | None = None) -> None:

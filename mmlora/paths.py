@@ -13,6 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
+from mmlora.errors import MMLoraError
+
 PACKAGE = Path(__file__).resolve().parent
 IN_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file() and (PACKAGE.parent / "notebooks").is_dir()
 
@@ -26,6 +28,20 @@ RESULTS = PACKAGE.parent / "results" if IN_CHECKOUT else PACKAGE / "_results"
 RUNS = (PACKAGE.parent if IN_CHECKOUT else Path.cwd()) / "runs"
 
 
+class PathError(MMLoraError):
+    """A path that cannot be used on this machine; the message says what to do."""
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` as the home folder. Raises `PathError` if this machine does not know the user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise PathError(
+            f"{path!s:.300} names the home folder of a user whom this machine does not know; give the whole path"
+        ) from error
+
+
 def new_run() -> Path:
     """A folder in `RUNS` named by the time, for a run that asked for no other."""
     return RUNS / datetime.now().strftime("%Y-%m-%d-%H%M%S")
@@ -34,4 +50,4 @@ def new_run() -> Path:
 def cache_home() -> Path:
     """The folder for what can be fetched or made again: $MMLORA_HOME, or else the user's cache folder."""
     home = os.environ.get("MMLORA_HOME")
-    return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("mmlora", appauthor=False))
+    return expanded(home) if home else Path(platformdirs.user_cache_dir("mmlora", appauthor=False))

@@ -6,6 +6,9 @@ Importing this imports nothing heavy, so that `mmlora run --help` is quick.
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,6 +25,8 @@ Split = Literal["validation", "test"]
 Tower = Literal["vision", "connector", "language"]
 SEEDS = 2**31  # as many numbers as every library's dice take
 QUICK = 10  # minutes that are too few to teach a connector MiniSQA's pictures too
+POSITIVE = ("minutes", "train_minutes", "steps", "train_problems", "test_problems", "rank", "alpha", "learning_rate", "batch_size",
+            "side")  # fmt: skip
 TRAIN = {each.name: each.default for each in fields(TrainSettings)}  # a default of training stands there, once
 
 
@@ -128,25 +133,28 @@ class Settings:
     split: Split = _setting("test", "Scoring", "Search settings on validation; test is for the record, once.")
 
     def __post_init__(self):
+        object.__setattr__(self, "model", "" if self.model is None else self.model)
         for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
+            value = _plain(name, kind, getattr(self, name))
+            object.__setattr__(self, name, value)
             if get_origin(kind) is Literal and value not in get_args(kind):
                 raise SettingsError(
                     f"{name} is {value!r}; it can be {', '.join(get_args(kind))}{_hint(value, get_args(kind))}"
                 )
         if strange := [tower for tower in self.towers if tower not in get_args(Tower)]:
             raise SettingsError(f"no tower is called {strange[0]!r}; there are {', '.join(get_args(Tower))}")
-        for name in ("minutes", "train_minutes", "steps", "train_problems", "test_problems", "rank", "alpha", "learning_rate",
-                     "batch_size", "side"):  # fmt: skip
+        for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+            if value is not None and not value > 0:
                 raise SettingsError(f"{name} is {value!r}; give a number above 0")
-        for name in ("probe_problems", "align_minutes"):
-            if (value := getattr(self, name)) is not None and value < 0:
+        for name in ("probe_problems", "align_minutes", "first_layer"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
                 raise SettingsError(f"{name} is {value}; give 0 for none, or a number above")
         for name in ("towers", "targets"):
-            if not getattr(self, name):
+            if not all(getattr(self, name) or [""]):
                 raise SettingsError(f"{name} is empty; name at least one")
+        for name, kind in get_type_hints(type(self)).items():
+            _refuse_endless(name, kind, getattr(self, name))
         if not 0 <= self.seed < SEEDS:
             raise SettingsError(f"seed is {self.seed}; give a whole number from 0 to {SEEDS - 1:,}")
         if self.method == "lmms_eval":
@@ -209,6 +217,35 @@ class Settings:
         """A notebook's table: what was changed, and beside it what everything is."""
         rows = [f"| {e.name} | {getattr(self, e.name)} | {e.metadata['why']} |" for e in fields(self)]
         return "\n".join(["| setting | value | why |", "|---|---|---|", *rows])
+
+
+def _plain(name: str, kind: Any, value: Any) -> Any:
+    """The value as one of Python's own types. Raises `SettingsError` for a value of another kind than the setting's."""
+    kinds = get_args(kind) if type(None) in get_args(kind) else (kind,)
+    if get_origin(kind) is Literal or (value is None and type(None) in kinds):
+        return value
+    if get_origin(kind) is tuple:
+        names = value.split(",") if isinstance(value, str) else value
+        if isinstance(names, (list, tuple)) and all(isinstance(each, str) for each in names):
+            return tuple(each.strip() for each in names)
+    elif kinds[0] is str and isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    elif kinds[0] is bool and isinstance(value, bool):
+        return value
+    elif kinds[0] in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        own = int if isinstance(value, numbers.Integral) else float
+        return value if type(value) is own else own(value)
+    number = "a number above 0" if name in POSITIVE else "a number"
+    what = {str: "a name or a path", bool: "True or False", int: number, float: number}
+    raise SettingsError(f"{name} is {value!r:.60}; give {what.get(kinds[0], 'names, with commas between')}")
+
+
+def _refuse_endless(name: str, kind: Any, value: object) -> None:
+    """Raise `SettingsError` for a number that is not finite, and for a fraction where a whole number is needed."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{name} is {value}; give a finite number")
+    if isinstance(value, float) and float not in (kind, *get_args(kind)):
+        raise SettingsError(f"{name} is {value}; give a whole number")
 
 
 def _hint(name: object, known: tuple[str, ...] | list[str]) -> str:

@@ -59,8 +59,16 @@ def fewer() -> int | None:
     return max(1, left) if cores > 1 and used >= 0.5 else None
 
 
+def seen_of_others() -> tuple[float, int] | None:
+    """`used_by_others`; None on a machine that hides it, as Android and some containers do."""
+    try:
+        return used_by_others()
+    except Exception:  # psutil raises its own errors, the system's, and NotImplementedError
+        return None
+
+
 def say_if_busy() -> None:
     """Print a line where other programs use this machine's cores too."""
-    used, cores = used_by_others()
+    used, cores = seen_of_others() or (0.0, 0)
     if used >= NOTABLE:
         print(f"other programs use {used:.1f} of {cores} cores, so this run is slower than on a quiet machine")

@@ -133,3 +133,13 @@ def test_proxies_that_cannot_work_are_named_and_the_hub_is_not_called_fine(offli
     assert finding.state == "to do" and "ALL_PROXY is socks://127.0.0.1:9" in finding.text
     finding = doctor.hugging_face(doctor.hub_answer())
     assert finding.state == "to do" and "fine" not in finding.text
+
+
+@pytest.mark.parametrize("below", ["", "home"])
+def test_a_cache_that_is_a_file_or_a_loop_is_missing(tmp_path, below):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("file", "loop"):
+        finding = doctor.disk("disk", tmp_path / name / below, 0, "move")
+        assert finding.state == "missing" and finding.text == f"{tmp_path / name} is not a folder; move"
+    assert doctor.disk("disk", tmp_path / ("n" * 300), 0, "move").state == "OK", "which is told where it is made"

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tinyvlm
 import torch
 from tinyvlm import picture
 
@@ -350,3 +351,14 @@ def test_predictions_survive_a_file(tmp_path):
     written = [Prediction("a", None, False, "line one\nline \u2028 two"), Prediction("b", 1, True, "é", (-1.5, -0.25))]
     save_predictions(written, tmp_path / "p.jsonl")
     assert load_predictions(tmp_path / "p.jsonl") == written
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"batch_size": 0}, {"batch_size": -1}, {"batch_size": 1.5}, {"max_new_tokens": 0}, {"max_new_tokens": None}],
+)
+def test_numbers_that_are_none_are_refused(numbers):
+    """A batch of -1 would never end."""
+    (name,) = numbers
+    with pytest.raises(answering.EvaluationError, match=f"{name} is .*; give a whole number above 0"):
+        answering.evaluate(tinyvlm.build(), tinyvlm.PROBLEMS, "generate", progress=False, **numbers)

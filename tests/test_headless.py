@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from mmlora import execution, headless
+from mmlora.errors import MMLoraError
 from mmlora.files import FileError
 from mmlora.headless import NOTEBOOK, WIDGET, Interrupted, RunError, run, tidied
 from mmlora.paths import RESULTS
@@ -217,3 +219,27 @@ def test_without_the_notebooks_packages_it_says_what_to_install(tmp_path, monkey
     with pytest.raises(RunError, match="papermill is not installed; run: python -m pip install papermill nbconvert"):
         run(Settings(), out=tmp_path / "run")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_home_of_nobody_and_a_link_to_itself_are_sentences(no_notebook, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(MMLoraError, match="~nobody-of-ours/run names the home folder"):
+        run(Settings(), out="~nobody-of-ours/run")
+    with pytest.raises(MMLoraError, match="~nobody-of-ours/base names the home folder"):
+        run(Settings(model="~nobody-of-ours/base"), out=tmp_path / "run")
+    with pytest.raises(FileError, match="loop/run cannot be used"):
+        run(Settings(), out=tmp_path / "loop" / "run")
+
+
+def test_the_kernel_is_of_this_python(tmp_path, monkeypatch):
+    """Whatever another installation has left under the name python3."""
+    left = tmp_path / "jupyter" / "kernels" / "python3"
+    left.mkdir(parents=True)
+    left.joinpath("kernel.json").write_text(
+        json.dumps({"argv": ["/nowhere/python"], "display_name": "3", "language": "python"})
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    notebook_of(tmp_path, "import sys; raise ValueError(sys.executable)")
+    monkeypatch.setattr(headless, "NOTEBOOKS", tmp_path)
+    with pytest.raises(RunError, match=f"with ValueError: {re.escape(sys.executable)}"):
+        run(Settings(), out=tmp_path / "run")

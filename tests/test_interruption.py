@@ -9,6 +9,7 @@ import tiny
 import torch
 from test_checkpoint import content
 
+from mmlora.training import checkpoint
 from mmlora.training.checkpoint import CheckpointError, newest
 from mmlora.training.fit import fit
 from mmlora.training.interruption import Interruption
@@ -154,3 +155,19 @@ def test_the_log_of_an_interrupted_training_is_whole(tmp_path):
         fit(tiny.adapted(), Pressed(4), RARELY, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines == caught.value.log.records and [line["step"] for line in lines] == [1, 2, 3]
+
+
+def test_ctrl_c_while_the_first_checkpoint_is_written_can_be_gone_on_from(whole, tmp_path, monkeypatch):
+    """Broken off between its name and the note that it is there, it would be an earlier run's."""
+    write = checkpoint.write
+
+    def pressed(*arguments):
+        write(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "write", pressed)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(tiny.adapted(), tiny.Tokens(), RARELY, tmp_path)
+    assert caught.value.log.records == []
+    monkeypatch.undo()
+    goes_on_as(whole, tmp_path)

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 
 import families
+import numpy as np
 import pytest
 import tinyvlm
 import torch
@@ -20,7 +21,7 @@ from mmlora.encoding.sample import encode, reply_tokens
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation import answering, inference
 from mmlora.evaluation.answering import evaluate
-from mmlora.evaluation.inference import ask, generate
+from mmlora.evaluation.inference import InferenceError, ask, generate
 from mmlora.evaluation.scores import score
 from mmlora.models.vlm import load_base
 from mmlora.models.words import TokenizerError
@@ -254,3 +255,19 @@ def test_the_placeholder_of_a_picture_may_lie_beyond_the_embeddings(tmp_path):
     vlm = tinyvlm.build()
     assert vlm.processor.image_token_id >= vlm.model.get_input_embeddings().num_embeddings
     assert load_base(families.save(vlm, tmp_path)).processor.image_token_id == vlm.processor.image_token_id
+
+
+@pytest.mark.parametrize(("asks", "words"), [
+    (("What?", "a.png"), "it is a str, not a PIL.Image: Image.open"),
+    (("What?", np.zeros((4, 4, 3), np.uint8)), "it is a ndarray, not a PIL.Image: .* Image.fromarray"),
+    ((None,), "None is not text"),
+    ((b"What?",), "b'What\\?' is not text"),
+])  # fmt: skip
+def test_what_is_no_picture_and_no_text_is_told(asks, words):
+    with pytest.raises(EncodingError, match=words):
+        ask(tinyvlm.build(), *asks)
+
+
+def test_ask_says_at_least_one_token():
+    with pytest.raises(InferenceError, match="max_new_tokens is 0; give a whole number"):
+        ask(tinyvlm.build(), "What?", max_new_tokens=0)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -20,8 +21,11 @@ import pytest
 import timm
 import tinyvlm
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
 
+from mmlora.adapters.files import load_vlm
+from mmlora.errors import MMLoraError
 from mmlora.files import sha256
 from mmlora.models import base
 from mmlora.models.hub import HubError
@@ -514,3 +518,37 @@ def test_a_folder_that_must_not_or_cannot_be_loaded_is_a_sentence(foreign, tmp_p
     with pytest.raises(HubError, match=words):
         load_base(foreign)
     assert not (tmp_path / "ran").exists(), "its code ran"
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-ours/base", "n" * 5000, "a\0b", "/"])
+def test_a_name_that_can_be_no_place_is_a_sentence(name):
+    for load in (load_vlm, load_base):
+        with pytest.raises(MMLoraError) as refused:
+            load(name)
+        assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"name": "x"}', "\xff"])
+def test_a_damaged_record_of_a_base_is_a_sentence(record, tmp_path):
+    (tmp_path / base.FILE).write_text(record, encoding="latin-1")
+    with pytest.raises(MMLoraError, match=re.escape(str(tmp_path / base.FILE))):
+        base.of_folder(tmp_path)
+
+
+def test_weights_that_are_not_all_there_are_refused(tmp_path):
+    """transformers would draw what is missing by lot, another model each time."""
+    families.save(families.build("smolvlm"), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = weights.pop(sorted(weights)[0])
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    assert gone.numel()
+    with pytest.raises(HubError, match="lack 1 tensors of the model, such as"):
+        load_base(tmp_path)
+
+
+def test_weights_that_are_a_folder_are_a_sentence(tmp_path):
+    families.save(families.build("text-only"), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(MMLoraError, match="model.safetensors cannot be used"):
+        load_base(tmp_path)

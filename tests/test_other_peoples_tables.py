@@ -442,3 +442,39 @@ def test_what_the_disk_objects_to_is_a_sentence(tmp_path):
     (tmp_path / "test.csv").symlink_to("/proc/self/mem")
     with pytest.raises(DataError, match="cannot read .*test.csv: Input/output error"):
         load_problems(tmp_path)
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["test-00000-of-00002"], "has 1 of the 2 files of the split 'test'"),
+    (["test-00000-of-00003", "test-00002-of-00003"], "has 2 of the 3 files"),
+    (["test", "test-00000-of-00001"], "different sets"),
+    (["test-00000-of-00001", "test-00000-of-00002", "test-00001-of-00002"], "different sets"),
+    (["test-00000-of-00001", "test-00000-of-00001-0123abcd"], "different sets"),
+])  # fmt: skip
+def test_a_part_of_the_numbered_files_of_a_split_is_never_all(names, message, tmp_path):
+    as_parquet(tmp_path, ROW)
+    table = (tmp_path / "test.parquet").read_bytes()
+    (tmp_path / "test.parquet").unlink()
+    for name in names:
+        (tmp_path / f"{name}.parquet").write_bytes(table)
+    with pytest.raises(DataError, match=message):
+        load_problems(tmp_path)
+
+
+def test_all_numbered_files_of_a_split_are_read(tmp_path):
+    as_parquet(tmp_path, ROW)
+    table = (tmp_path / "test.parquet").read_bytes()
+    (tmp_path / "test.parquet").unlink()
+    for name in ("test-00000-of-00002", "test-00001-of-00002-0123abcd"):
+        (tmp_path / f"{name}.parquet").write_bytes(table)
+    assert [problem.id for problem in load_problems(tmp_path)] == ["test-0", "test-1"]
+
+
+@pytest.mark.parametrize(("asked", "message"), [
+    ({"limit": -1}, "limit is -1; give a whole number"), ({"limit": 1.5}, "limit is 1.5"), ({"limit": "2"}, "limit is '2'"),
+    ({"split": None}, "the split is None"), ({"data": None}, "None is no source"), ({"data": " "}, "' ' is no source"),
+])  # fmt: skip
+def test_what_is_no_number_no_split_and_no_place_is_refused(asked, message, tmp_path):
+    as_jsonl(tmp_path, ROW)
+    with pytest.raises(DataError, match=message):
+        load_problems(**{"data": tmp_path, **asked})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import fields
+from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -170,3 +173,36 @@ def test_help_lists_every_setting_in_its_group():
 def test_what_is_no_number_or_nothing_is_one_sentence(changes, sentence):
     with pytest.raises(SettingsError, match=sentence):
         Settings.of(changes)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"minutes": "5m"}, "minutes is '5m'; give a number"),
+    ({"minutes": float("inf")}, "minutes is inf; give a finite number"),
+    ({"align_minutes": float("nan")}, "align_minutes is nan; give 0"),
+    ({"rank": 1.5}, "rank is 1.5; give a whole number"),
+    ({"train_problems": True}, "train_problems is True; give a number above 0"),
+    ({"seed": "x"}, "seed is .x.; give a number"),
+    ({"probe_problems": "x"}, "probe_problems is .x.; give a number"),
+    ({"first_layer": -1}, "first_layer is -1; give 0"),
+    ({"few_samples": "no"}, "few_samples is 'no'; give True or False"),
+    ({"targets": [1]}, "targets is .*; give names"),
+    ({"targets": ""}, "targets is empty"),
+    ({"data": 5}, "data is 5; give a name or a path"),
+])  # fmt: skip
+def test_values_of_another_kind_are_one_sentence(changes, message):
+    with pytest.raises(SettingsError, match=message):
+        Settings.of(changes)
+
+
+def test_paths_numbers_of_numpy_and_names_with_commas_are_taken_as_they_are_meant():
+    """Or else a run would end in the record, which is JSON, after all that it learned."""
+    changes = {
+        "model": Path("a"),
+        "data": Path("b"),
+        "rank": np.int64(4),
+        "minutes": np.float32(5),
+        "targets": "q_proj, v_proj",
+    }
+    settings = Settings.of(changes)
+    assert json.loads(json.dumps(settings.to_dict())) == settings.to_dict()
+    assert settings == Settings(model="a", data="b", rank=4, minutes=5.0, targets=("q_proj", "v_proj"))

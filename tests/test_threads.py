@@ -91,3 +91,16 @@ def test_time_of_this_process_is_not_a_neighbours(monkeypatch):
     monkeypatch.setattr(threads.time, "sleep", lambda seconds: sum(range(3_000_000)))
     used, _ = threads.used_by_others()
     assert used < 0.05
+
+
+def test_a_machine_that_hides_its_load_stops_nothing(monkeypatch, capsys):
+    """Android and some containers refuse /proc/stat."""
+    import psutil
+
+    def refused(**_):
+        raise PermissionError(13, "Permission denied", "/proc/stat")
+
+    monkeypatch.setattr(psutil, "cpu_times", refused)
+    threads.say_if_busy()
+    assert not capsys.readouterr().out
+    assert doctor.waiting_threads().text.endswith("hides what other programs use")

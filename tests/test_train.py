@@ -286,6 +286,10 @@ def test_a_log_that_cannot_be_opened_is_one_sentence(tmp_path):
         ({"minutes": 0}, "minutes is 0; give a number above 0"),
         ({"steps": 5, "batch_size": -1}, "batch_size is -1"),
         ({"steps": 5, "learning_rate": math.nan}, "learning_rate is nan"),
+        ({"minutes": math.inf}, "minutes is inf; give a finite"),
+        ({"minutes": "5"}, "minutes is '5'; give a number"),
+        ({"steps": 2.5}, "steps is 2.5; give a whole number"),
+        ({"steps": 5, "weight_decay": math.nan}, "weight_decay is nan"),
         ({"steps": 5, "warmup_share": 1.0}, "warmup_share is 1.0"),
     ],
 )

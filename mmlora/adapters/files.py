@@ -8,6 +8,7 @@ a changed file is noticed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from mmlora.models.base import OF_ADAPTERS, Base, base_of, own_name, stored_as
 from mmlora.models.resolution import set_side
 from mmlora.models.vlm import VLM, base_model, load_base
 from mmlora.models.words import refuse_unfit
+from mmlora.paths import expanded
 
 ADAPTER = TENSORS
 TRAINED = "trained.safetensors"  # what was trained beside the adapter, such as a connector; plain peft leaves it out
@@ -127,9 +129,11 @@ def load_vlm(
     or hub id of that base, for when it is no longer under the name that the adapter gives; its weights must be the same.
     Raises what `load_base` and `load_adapter` raise.
     """
-    folder = Path(name).expanduser()
-    if not (folder / CONFIG).is_file():
-        if (folder / ADAPTER).is_file() or (folder / configs.PICKLE).is_file() or any(folder.glob(f"*/{CONFIG}")):
+    folder = expanded(name)
+    if not os.path.isfile(folder / CONFIG):  # Path.is_file raises where a name is too long
+        if os.path.isdir(folder) and (
+            (folder / ADAPTER).is_file() or (folder / configs.PICKLE).is_file() or any(folder.glob(f"*/{CONFIG}"))
+        ):
             configs.refuse_without(folder, CONFIG)
         if base is not None:
             raise AdapterError(f"{name} is not an adapter's folder, so it has no base; leave `base` out")
@@ -228,9 +232,7 @@ def _filled(model: nn.Module, config: LoraConfig, tensors: Mapping[str, torch.Te
             f"the adapter in {folder} does not fit this model: {misfit}; it was made for another model, or with names that the "
             "installed peft and transformers do not know"
         ) from misfit
-    except (
-        Exception
-    ) as error:  # peft raises many types, some of them when half of the modules are wrapped
+    except Exception as error:  # peft raises many types, some of them when half of the modules are wrapped
         detach(base)
         raise AdapterError(
             f"the adapter in {folder} does not fit this model: {' '.join(str(error).split())[:400]}"

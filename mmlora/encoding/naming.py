@@ -28,8 +28,10 @@ def naming(id: str, *texts: str) -> Iterator[None]:
         ) from error
 
 
-def _unwritable(text: str) -> str | None:
-    """What is wrong with the first character of the text that UTF-8 cannot encode; None if there is none."""
+def _unwritable(text: object) -> str | None:
+    """What is wrong with the text: it is not text, or UTF-8 cannot encode a character of it; None if nothing is."""
+    if not isinstance(text, str):
+        return f"{text!r:.60} is not text"
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -10,6 +10,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import get_args
 
 import numpy as np
@@ -65,12 +66,15 @@ def evaluate(
 
     `batch_size` problems are answered at a time, or as many as suit the method. `shuffle_seed` shows the choices in
     another order, fixed by the seed and the problem's id; `choice` and `scores` of a `Prediction` always refer to the
-    problem as given. Raises `EvaluationError` for an unknown method, and where a score is not a number; `EncodingError`, with
-    the problem's id, for one that cannot be encoded or that is longer, with its longest answer, than the model can read.
-    Warns of generations cut at `max_new_tokens`, and names those cut at the model's context length.
+    problem as given. Raises `EvaluationError` for an unknown method, for a number below 1, and where a score is not a number;
+    `EncodingError`, with the problem's id, for one that cannot be encoded or that is longer, with its longest answer, than the
+    model can read. Warns of generations cut at `max_new_tokens`, and names those cut at the model's context length.
     """
     if method not in get_args(Method):
         raise EvaluationError(f"no scoring method is called {method!r}; there are {', '.join(get_args(Method))}")
+    for name, value in (("batch_size", 1 if batch_size is None else batch_size), ("max_new_tokens", max_new_tokens)):
+        if not isinstance(value, Integral) or value < 1:
+            raise EvaluationError(f"{name} is {value!r}; give a whole number above 0")
     alone = processes.sharded()  # a forward pass takes all processes, so all of them answer everything
     share = problems if alone else processes.mine(problems)
     batch_size = batch_size or (TOGETHER if method in SPOKEN else CHOOSING)

@@ -132,6 +132,8 @@ def ask(vlm: VLM, text: str, picture: Image.Image | None = None, max_new_tokens:
     It is cut at the model's context length, with a warning. Raises `EncodingError` for a picture that cannot be read, for
     anything else that the processor cannot encode, and for a text that leaves no room for a reply.
     """
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise InferenceError(f"max_new_tokens is {max_new_tokens!r}; give a whole number above 0")
     tokenizer = vlm.processor.tokenizer
     asked = encode(vlm.processor, Conversation("yours", text, () if picture is None else (picture,)))
     left = _left(vlm, asked)

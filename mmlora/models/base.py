@@ -16,14 +16,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mmlora.errors import MMLoraError
 from mmlora.files import sha256_of_all
 from mmlora.guests import UNKNOWN_LICENCE
 
-#: What tells a parameter of an adapter from one of the base, in the names of an adapted model.
+#: Found in the names of an adapter's parameters, and not of the base's, in an adapted model.
 OF_ADAPTERS = re.compile(r"\.lora_|\.modules_to_save\.|\.trainable_tokens_")
 FILE = (
     "base.json"  # beside weights that were put together here, whose files may differ between machines in a last digit
 )
+
+
+class BaseError(MMLoraError):
+    """A record of a base that cannot be read; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,14 @@ class Base:
 
 
 def of_folder(folder: Path) -> Base:
-    """The base in a folder that `save_pretrained` wrote: by its own record, or else by its files."""
+    """The base in a folder that `save_pretrained` wrote: by its own record, or else by its files. Raises `BaseError`."""
     if (folder / FILE).is_file():
-        return Base(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        try:
+            return Base(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise BaseError(
+                f"{folder / FILE} is not a record of published weights ({error}); copy it again, or remove it, and the files are hashed instead"
+            ) from error
     files = sorted(folder.glob("*.safetensors"))
     return Base(str(folder.absolute()), None, UNKNOWN_LICENCE, sha256_of_all(files))
 
@@ -81,7 +91,7 @@ def stored_as(model: nn.Module) -> str:
 
 
 def own_name(name: str) -> str:
-    """What the base calls a parameter that an adapter has wrapped."""
+    """The base's own name for a parameter that an adapter has wrapped."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
 
 

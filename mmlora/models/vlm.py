@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
 
 from mmlora import guests
 from mmlora.errors import MMLoraError
+from mmlora.files import refusals
 from mmlora.models import base as bases
 from mmlora.models import catalog, hub, processes
 from mmlora.models.base import Base
@@ -33,6 +35,7 @@ from mmlora.models.memory import out_of_memory, reuse_blocks
 from mmlora.models.precision import device, nf4, weights_dtype
 from mmlora.models.resolution import see_all, set_side, visual_tokens
 from mmlora.models.words import refuse_unfit
+from mmlora.paths import expanded
 
 SHOWN = 300  # characters of a library's message
 
@@ -107,7 +110,9 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
         raise processes.ShardingError(
             "weights in four bits cannot be sharded; leave four_bit out, or launch without FSDP"
         )
-    entry, (folder, base) = catalog.find(name), _locate(name, revision)
+    entry = catalog.find(name)
+    with refusals(name):
+        folder, base = _locate(name, revision)
     reuse_blocks()
     with explained(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -121,9 +126,15 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     if four_bit:
         placed["quantization_config"] = nf4()
     with explained(name):
-        model = kind.from_pretrained(
-            folder, dtype=weights_dtype(), use_safetensors=True, trust_remote_code=False, **placed
+        model, found = kind.from_pretrained(
+            folder,
+            dtype=weights_dtype(),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placed,
         )
+    _refuse_missing(name, found["missing_keys"])
     if processes.sharded():
         processes.shard(decoder_layers(model))
     if not on_card:
@@ -141,6 +152,14 @@ def load_base(name: str | Path, *, side: int | None = None, revision: str | None
     return VLM(name, model.eval(), processor)
 
 
+def _refuse_missing(name: str, missing: Collection[str]) -> None:
+    """Raise `HubError` where the files lack some of the weights: transformers would fill them with random numbers."""
+    if missing:
+        raise hub.HubError(
+            f"the weights of {name} lack {len(missing)} tensors of the model, such as {min(missing)}; fetch them again, or choose another model"
+        )
+
+
 def refuse_speechless(name: str, config: PretrainedConfig) -> None:
     """Raise `UnknownModel` for an architecture that is neither a vision-language model nor a causal language model."""
     kinds = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
@@ -152,7 +171,7 @@ def refuse_speechless(name: str, config: PretrainedConfig) -> None:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turn what transformers raises for a model's files into a `HubError` of one sentence; running out of memory passes."""
+    """Turn what transformers raises for a model's files into a `HubError` of one sentence, except running out of memory."""
     try:
         yield
     except MMLoraError:
@@ -170,8 +189,8 @@ def explained(name: str) -> Iterator[None]:
 
 def _locate(name: str, revision: str | None) -> tuple[Path, Base]:
     """Where the model's files are, fetched if need be, and which base they are."""
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
+    folder = expanded(name)
+    if os.path.isfile(folder / "config.json"):  # Path.is_file raises where a name is too long
         hub.known_config(folder / "config.json", name)
         return folder, bases.of_folder(folder)
     if guest := guests.guest("models", name.lower()):
@@ -179,11 +198,11 @@ def _locate(name: str, revision: str | None) -> tuple[Path, Base]:
         guest.register()
         return folder, bases.of_folder(folder)
     entry = catalog.find(name)
-    if entry or (guests.HUB_ID.fullmatch(name) and not folder.exists()):
+    if entry or (guests.HUB_ID.fullmatch(name) and not os.path.exists(folder)):
         snapshot = hub.download(entry.repo if entry and entry.repo else name, revision)
         return snapshot.path, Base(snapshot.repo, snapshot.revision, snapshot.licence, snapshot.weights)
     near = " or ".join(map(repr, catalog.nearest(name)))
     raise UnknownModel(
-        f"no model is called {name!r}{f' (did you mean {near}?)' if near else ''}; give a short name from the README's "
+        f"no model is called {name!r:.300}{f' (did you mean {near}?)' if near else ''}; give a short name from the README's "
         "table, a hub id (owner/name) or a folder that save_pretrained wrote"
     )

@@ -55,10 +55,14 @@ def load_problems(
     """
     if missing_images not in get_args(MissingImages):
         raise DataError(f'missing_images is {missing_images!r}; it can be "error" or "text-only"')
-    if Path(split).name != split:
+    if not isinstance(split, str) or Path(split).name != split:
         raise DataError(
             f"the split is {split!r:.60}, which cannot name a file; give train, validation, test or transfer"
         )
+    if limit is not None and (not isinstance(limit, int) or limit < 0):
+        raise DataError(f"limit is {limit!r:.60}; give a whole number, or None for all problems")
+    if not isinstance(data, (str, os.PathLike)) or not str(data).strip():
+        raise DataError(f"{data!r:.300} is no source of problems; give {_kinds()}")
     with reading(data):
         problems = list(islice(_read(data, split, limit, missing_images), limit))
     if not problems and limit != 0:
@@ -164,9 +168,7 @@ def _download(name: str, split: str) -> list[Path]:
         return paths
     except MMLoraError:
         raise
-    except (
-        Exception
-    ) as error:  # also ImportError and ValueError for a proxy, and the own exceptions of two HTTP clients
+    except Exception as error:  # also ImportError and ValueError for a proxy, and those of two HTTP clients
         raise DataError(_sentence(name, error)) from error
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, Image, Sequence, Value
+from datasets import Features, Image, List, Value
 
 from mmlora.problems.images import Finder
 from mmlora.problems.record import Problem, ProblemError, called
@@ -19,17 +20,19 @@ from mmlora.problems.rows import DataError, identity, reason, to_problem, to_row
 OWN = ("id", "caption", "wording")  # what a file may lack
 #: The 13 fields of derek-thomas/ScienceQA, in its order and with its types, and what `Problem` adds to them.
 FEATURES = Features({
-    "image": Image(), "question": Value("string"), "choices": Sequence(Value("string")), "answer": Value("int8"),
+    "image": Image(), "question": Value("string"), "choices": List(Value("string")), "answer": Value("int8"),
     **{name: Value("string") for name in ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture",
                                           "solution", *OWN)},
 })  # fmt: skip
+NUMBERED = re.compile(r"-(\d+)-of-(\d+)")  # how the files of a split are numbered, after its name
 ROWS = 100  # a row group: the rows (about 6 MB) that are held in memory while a file is written or read
 
 
 def find(folder: Path, split: str) -> list[Path]:
     """`<split>.parquet` and `<split>-*.parquet` in the folder, or else in the one folder inside that has some.
 
-    That is how the hub names and places them. Raises `DataError` where two folders inside have some.
+    That is how the hub names and places them. Raises `DataError` where two folders inside have some, and where a part of a
+    numbered set of files is missing or lies beside another set.
     """
     for below in ("", "*/"):
         paths = sorted({*folder.glob(f"{below}{split}.parquet"), *folder.glob(f"{below}{split}-*.parquet")})
@@ -37,7 +40,28 @@ def find(folder: Path, split: str) -> list[Path]:
             break
     if len(parents := sorted({str(path.parent) for path in paths})) > 1:
         raise DataError(f"{folder} has several tables of the split {split}; give one of {', '.join(parents)}")
+    _refuse_part(paths, split)
     return paths
+
+
+def _refuse_part(paths: Sequence[Path], split: str) -> None:
+    """Raise `DataError` unless files numbered as `test-00000-of-00002` are all there, and nothing else is beside them."""
+    numbered = [(int(found[1]), int(found[2])) for path in paths if (found := NUMBERED.match(path.stem, len(split)))]
+    if not numbered:
+        return
+    count = numbered[0][1]
+    if (
+        len(numbered) < len(paths)
+        or len({each for _, each in numbered}) > 1
+        or len({i for i, _ in numbered}) < len(numbered)
+    ):
+        names = " and ".join(path.name for path in (paths[0], paths[-1]))
+        raise DataError(f"{paths[0].parent} has {names}, which belong to different sets of files; move one set elsewhere")
+    if len(numbered) < count:
+        raise DataError(
+            f"{paths[0].parent} has {len(numbered)} of the {count} files of the split {split!r}, such as {paths[0].name}; get the others "
+            "too, or rename these if they are the whole split"
+        )
 
 
 def read(paths: Iterable[Path], split: str, own: bool = False) -> Iterator[Problem]:

@@ -68,8 +68,11 @@ def rgb(picture: Image.Image) -> Image.Image:
     """A decoded copy in RGB, upright, on white where the picture is transparent; what came in stays as it is.
 
     Of 16 bits the upper eight are kept. Raises what Pillow does for a broken file, `OSError`, `SyntaxError` or `ValueError`, and
-    `ValueError` for numbers of 32 bits, of which nobody knows which is white.
+    `ValueError` for numbers of 32 bits, of which nobody knows which is white, and for what is no picture of Pillow.
     """
+    if not isinstance(picture, Image.Image):
+        kind = type(picture).__name__
+        raise ValueError(f"it is a {kind}, not a PIL.Image: Image.open opens a file, Image.fromarray takes an array")
     if (own := _file(picture)) is not None:
         picture = Image.open(io.BytesIO(own))  # or else it would be decoded in place and stay so
     picture = ImageOps.exif_transpose(picture)

@@ -114,7 +114,8 @@ class _Run:
             self.resume_from(found)
         else:
             self.order = self.epoch_order()  # before the first step, whose time says how long the others take
-            self.save(must=True)  # a disk that is full should say so before an hour is spent
+            with self.interruption.whole():  # a checkpoint that is there is one that this training knows of
+                self.save(must=True)  # a disk that is full should say so before an hour is spent
             self.journal.open([])
         self.moment = Moment(self.place)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Protocol
 
 from mmlora.training.log import TrainingError
@@ -59,8 +61,15 @@ class TrainSettings:
         if (self.minutes is None) == (self.steps is None):
             raise TrainingError("training needs either minutes or steps; give exactly one of them")
         for name in ("minutes", "steps", "learning_rate", "batch_size", "micro_batch_size", "clip_norm"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise TrainingError(f"{name} is {getattr(self, name)}; give a number above 0")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Real) and value > 0):
+                raise TrainingError(f"{name} is {value!r}; give a number above 0")
+            if value == math.inf and name != "clip_norm":  # which then clips nothing
+                raise TrainingError(f"{name} is {value}; give a finite number")
+            if value is not None and name in ("steps", "batch_size", "micro_batch_size") and value != int(value):
+                raise TrainingError(f"{name} is {value}; give a whole number")
+        if not 0 <= self.weight_decay < math.inf:
+            raise TrainingError(f"weight_decay is {self.weight_decay}; give 0 for none, or a number above 0")
         if not 0 <= self.warmup_share < 1:
             raise TrainingError(f"warmup_share is {self.warmup_share}; give a share from 0 to below 1")
 
