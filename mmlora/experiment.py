@@ -21,12 +21,12 @@ from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import TOGETHER, evaluate
 from mmlora.evaluation.controls import majority_class
 from mmlora.evaluation.examination import examine
-from mmlora.evaluation.inference import reader
 from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.pace import Pace
 from mmlora.evaluation.readback import fit_in, read_back, read_back_tokens
 from mmlora.evaluation.scores import Prediction, score
 from mmlora.files import refusals
+from mmlora.inference.reading import reader
 from mmlora.models import processes
 from mmlora.models.catalog import seen_by
 from mmlora.models.connector import ALIGNED, aligned, own_way
