@@ -36,7 +36,6 @@ from mmlora.outcome import BASE_METHOD, keep, metrics
 from mmlora.problems.captions import captioned, further_captioned
 from mmlora.problems.load import load_problems, load_transfer
 from mmlora.problems.record import Problem
-from mmlora.problems.rows import DataError
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.machine import git_state
 from mmlora.reporting.record import Metrics
@@ -48,6 +47,8 @@ from mmlora.training.log import TrainingError, TrainLog
 from mmlora.training.probe import Probe
 from mmlora.training.resume import claim, put_aside
 from mmlora.training.settings import TrainingSet
+from mmlora.training.tracking import refuse_missing
+from mmlora.validation import Validation, best_probe, said_of_best, validation_problems
 
 SPARE = 16  # tokens that an answer may be longer than any that was taught
 CONTROLS = 3  # answers to each of their problems: grey, swapped, captions as text; reading costs no words
@@ -62,6 +63,7 @@ class Experiment:
     """
 
     def __init__(self, settings: Settings, folder: str | Path, *, resume: bool = False):
+        refuse_missing(settings.report_to)  # before minutes are spent
         choose(settings.precision)
         if processes.count() > 1:  # one's processor may multiply otherwise than the next one's
             choose(processes.said(products()))
@@ -215,7 +217,7 @@ class Experiment:
         try:
             with refusals(self.folder), self.budget.watch("train"):
                 self.log = fit(
-                    self.model, self.samples, chosen.training(minutes), self.folder, resume=goes_on, probe=self._probe(),
+                    self.model, self.samples, chosen.training(minutes), self.folder, resume=goes_on, probe=self._probe(goes_on),
                     allowed=allowed,
                 )  # fmt: skip
         except BaseException as error:
@@ -225,6 +227,8 @@ class Experiment:
             raise
         self.budget.add("train", self.log.seconds_before / 60)  # what a session before this one spent
         self.resume = self.interrupted = False
+        if processes.first() and (line := said_of_best(self.folder, self.log.records)):
+            print(line)
         return self.log
 
     def score(self) -> Metrics:
@@ -244,7 +248,7 @@ class Experiment:
         self._only(found.test.problems, "the minutes are over")
         self.predictions, self.blank_predictions = found.test.predictions, found.blank.predictions
         self.scores, self.blank = score(*found.test), score(*found.blank)
-        record = metrics(self, self.log)
+        record = metrics(self, self.log, best_probe(self.folder, self.log.records))
         if processes.first():
             keep(self, record)
             found.say()
@@ -271,28 +275,10 @@ class Experiment:
             self.base = score(problems, self.base_predictions)
             self.majority = score(problems, majority_class(problems, self.train))
 
-    def _probe(self) -> Probe | None:
-        """Answers to a few validation problems while training, where the data has such a split and the minutes allow."""
-        chosen, budget = self.settings, self.budget
-        wanted = budget.probe_problems if chosen.probe_problems is None else chosen.probe_problems
-        if not wanted:
-            return None
-        problems: list[Problem] = []
-        with processes.one_first():  # and no error out of it: the others would wait
-            try:
-                problems = load_problems(chosen.data, "validation", wanted, missing_images=chosen.missing_images)
-            except DataError as error:
-                print(f"no accuracy on the way: {error}")
-        if not all(processes.gathered(bool(problems))):
-            return None
-
-        def measure() -> dict:
-            began = perf_counter()
-            said = self._answer(problems, progress=False)
-            self.timing.probed(perf_counter() - began, len(said))
-            return {"correct": sum(answer.correct for answer in said), "n": len(said)}
-
-        return Probe(measure)
+    def _probe(self, goes_on: bool) -> Probe | None:
+        """Answers to a few validation problems while training, where there are such problems and the minutes allow."""
+        problems = validation_problems(self)
+        return Validation(self, problems, self._answer, goes_on).probe if problems else None
 
     def _answer(self, problems: list[Problem], progress: bool = True) -> list[Prediction]:
         tokens = self.reply_lengths[-1] + SPARE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mmlora.adapters.files import save_adapter
 from mmlora.adapters.towers import towers
 from mmlora.evaluation.scores import Method, save_predictions
-from mmlora.files import ROOM, FileError, refusals, whole_folder
+from mmlora.files import ROOM, FileError, refusals, whole_folder, write_whole
 from mmlora.problems.load import licence
 from mmlora.reporting.examples import keep_examples
 from mmlora.reporting.record import Metrics
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BASE_METHOD: Method = "likelihood"
 
 
-def metrics(run: Experiment, log: TrainLog) -> Metrics:
+def metrics(run: Experiment, log: TrainLog, best_probe: dict | None) -> Metrics:
     """The run's `metrics.json`."""
     method = run.settings.method
     return Metrics(
@@ -42,6 +42,7 @@ def metrics(run: Experiment, log: TrainLog) -> Metrics:
         seed=run.settings.seed,
         settings=run.settings.to_dict(),
         git=run.git,
+        best_probe=best_probe,
     )
 
 
@@ -83,12 +84,23 @@ def _refusal(folder: Path, write: Callable[[], object]) -> FileError | None:
 
 def _keep_adapter(run: Experiment, found: Metrics) -> None:
     facts = {
-        "task": f"ScienceQA-style multiple choice ({run.settings.data})",
         "accuracy": f"{run.scores.accuracy} %, 95 % interval {run.scores.ci95}, of {run.scores.n} problems",
         "base model's accuracy": f"{run.base.accuracy} %, by {BASE_METHOD}",
         "samples seen": found.samples_seen,
     }
-    with whole_folder(run.folder / "adapter") as folder:
-        save_adapter(
-            run.model, folder, facts, processor=run.vlm.processor, data_licence=licence(run.settings.data, run.train)
-        )
+    write_adapter(run, "adapter", facts)
+
+
+def write_adapter(
+    run: Experiment, name: str, facts: Mapping[str, object], beside: Mapping[str, str] | None = None
+) -> None:
+    """The run's adapter as it is now, as a whole folder of this name in the run's, with texts `beside` it by their file names.
+
+    `facts` stand in its card. Raises `OSError` as the disk does.
+    """
+    task = {"task": f"ScienceQA-style multiple choice ({run.settings.data})"}
+    data_licence = licence(run.settings.data, run.train)
+    with whole_folder(run.folder / name) as folder:
+        save_adapter(run.model, folder, task | facts, processor=run.vlm.processor, data_licence=data_licence)
+        for file, text in (beside or {}).items():
+            write_whole(folder / file, text)

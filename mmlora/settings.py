@@ -15,7 +15,7 @@ from mmlora.encoding.prompts import Format
 from mmlora.errors import MMLoraError
 from mmlora.evaluation.scores import Method
 from mmlora.problems.rows import MissingImages
-from mmlora.training.settings import TrainSettings, usual_rate
+from mmlora.training.settings import Tracker, TrainSettings, usual_rate
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Split = Literal["validation", "test"]
@@ -111,6 +111,11 @@ class Settings:
     seed: int = _setting(
         TRAIN["seed"], "Training", "Of the adapter's start, and of the order in which samples and captions are learned."
     )
+    report_to: Tracker = _setting(
+        TRAIN["report_to"],
+        "Training",
+        "Tracker of loss, rate, norm, speed and validation; tensorboard writes into the run's folder.",
+    )
 
     side: int | None = _setting(
         None, "Machine", "Pixels a side of a picture, where the model can choose: memory follows it."
@@ -199,7 +204,8 @@ class Settings:
         """What `fit` needs: these minutes, or the steps where the settings count them."""
         rate = self.learning_rate or TrainSettings.learning_rate
         budget = {"steps": self.steps} if self.steps is not None else {"minutes": minutes}
-        return TrainSettings(**budget, learning_rate=rate, batch_size=self.batch_size, seed=self.seed, fused=self.fused)
+        return TrainSettings(**budget, learning_rate=rate, batch_size=self.batch_size, seed=self.seed, fused=self.fused,
+                             report_to=self.report_to)  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """The form kept in metrics.json."""

@@ -27,7 +27,7 @@ LAYERS = (
     ("inference",),
     ("evaluation",),
     ("reporting",),
-    ("settings", "budget", "needs", "timing", "outcome", "experiment", "execution", "headless"),
+    ("settings", "budget", "needs", "timing", "outcome", "validation", "experiment", "execution", "headless"),
     ("doctor", "cli", "lessons", "openclip", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
