@@ -61,8 +61,8 @@ def combine(
         _refuse_kind(model, each, config)
     _refuse_places(model, names, configs, how)
     learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    options = {} if rank is None else {"svd_rank": rank}
-    options |= {} if density is None else {"density": density}
+    asked = {"svd_rank": rank, "density": density}
+    options = {option: value for option, value in asked.items() if value is not None}
     try:
         with adding(model, name), torch.no_grad(), torch.random.fork_rng(), _float32_factors(model, name):
             torch.manual_seed(seed)

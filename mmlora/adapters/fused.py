@@ -61,7 +61,7 @@ class FusedLayer:
         self.out = StackedLinear([out], self.dtype)
         self.gate_up = StackedLinear([gate, up], self.dtype)
         self.down = StackedLinear([down], self.dtype)
-        self.linears = self.qkv, self.out, self.gate_up, self.down
+        self.linears: tuple[StackedLinear, ...] = (self.qkv, self.out, self.gate_up, self.down)
         self.drops = max(getattr(attention, "attention_dropout", 0.0), *(linear.dropout for linear in self.linears))
         self.trained = any(linear.trained for linear in self.linears)
 
