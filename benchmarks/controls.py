@@ -25,9 +25,9 @@ import typer
 from mmlora.adapters.files import load_vlm
 from mmlora.evaluation.answering import evaluate
 from mmlora.evaluation.controls import Answered, best_guess, controls, majority_class, unpictured
-from mmlora.evaluation.inference import reader
 from mmlora.evaluation.scores import Prediction, load_predictions, score
 from mmlora.experiment import Experiment
+from mmlora.inference.reading import reader
 from mmlora.openclip.assemble import NAME, load
 from mmlora.openclip.scores import choose
 from mmlora.openclip.train import joined

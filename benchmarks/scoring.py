@@ -24,16 +24,16 @@ from speed import matrix_peak, weights_of
 from mmlora.adapters.files import load_vlm
 from mmlora.encoding.prompts import asked
 from mmlora.encoding.sample import encode
-from mmlora.evaluation import inference
 from mmlora.evaluation.answering import TOGETHER, evaluate
+from mmlora.inference import generate, session
 from mmlora.models.vlm import VLM, decoder_layers
 from mmlora.paths import RESULTS
 from mmlora.problems.load import load_problems
 from mmlora.problems.record import Problem
 from mmlora.reporting import machine
 
-PARTS = {"encoding": (inference, "encode"), "reading": (inference, "begun"), "joining": (inference, "joined"),
-         "saying": (inference.Speech, "hear"), "leaving": (inference.Speech, "keep")}  # fmt: skip
+PARTS = {"encoding": (generate, "encode"), "reading": (generate, "prefill"), "joining": (generate, "concatenated"),
+         "saying": (session.Session, "decode_step"), "leaving": (session.Session, "select")}  # fmt: skip
 ROWS = (1, 4, 16, 64, 192)
 STEPS = 12  # tokens said for `saying_ms`
 
@@ -61,14 +61,14 @@ def watched(seconds: dict[str, float], calls: dict[str, int]) -> Iterator[None]:
 
 def step_ms(vlm: VLM, problems: list[Problem], rows: int) -> float:
     """Milliseconds of one further token for so many rows, a median."""
-    with inference.evaluating(vlm):
-        batch = inference.left_padded(vlm, [encode(vlm.processor, asked(problem)) for problem in problems[:rows]])
-        out, speech = inference.begun(vlm, batch, 1)
-        speech = inference.joined([speech])
+    with session.evaluating(vlm):
+        batch = session.left_padded(vlm, [encode(vlm.processor, asked(problem)) for problem in problems[:rows]])
+        out, one = session.prefill(vlm, batch, logits_to_keep=1)
+        one = session.concatenated([one])
         seconds = []
         for _ in range(STEPS):
             began = perf_counter()
-            out = speech.hear(out.logits[:, -1].argmax(-1)[:, None])
+            out = one.decode_step(out.logits[:, -1].argmax(-1)[:, None])
             seconds.append(perf_counter() - began)
     return round(1000 * median(seconds[2:]), 1)
 

@@ -40,9 +40,9 @@ class DrawnAnew(Experiment):
         with self.drawn():
             super().load_problems()
 
-    def _probe(self) -> Probe | None:
+    def _probe(self, goes_on: bool) -> Probe | None:
         with self.drawn():
-            return super()._probe()
+            return super()._probe(goes_on)
 
     @contextmanager
     def drawn(self) -> Iterator[None]:

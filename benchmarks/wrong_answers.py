@@ -18,8 +18,8 @@ from recipe import keep_solved
 
 from mmlora.adapters.files import load_vlm
 from mmlora.evaluation.answering import evaluate
-from mmlora.evaluation.inference import reader
 from mmlora.evaluation.scores import score
+from mmlora.inference.reading import reader
 from mmlora.paths import RESULTS
 from mmlora.problems.load import load_problems
 from mmlora.reporting import machine

@@ -18,13 +18,17 @@ _PLACES = {
     "Experiment": "experiment",
     "Settings": "settings",
     "attach": "adapters.lora",
+    "combine": "adapters.combine",
     "detach": "adapters.lora",
     "evaluate": "evaluation.answering",
     "fit": "training.fit",
     "merge": "adapters.lora",
+    "load_adapter": "adapters.files",
     "load_problems": "problems.load",
     "load_vlm": "adapters.files",
     "score": "evaluation.scores",
+    "switch": "adapters.named",
+    "unload": "adapters.named",
 }
 # Where bitsandbytes is installed, peft imports it, and it asks everyone for an optional package of kernels.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -21,11 +21,11 @@ from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import TOGETHER, evaluate
 from mmlora.evaluation.controls import majority_class
 from mmlora.evaluation.examination import examine
-from mmlora.evaluation.inference import reader
 from mmlora.evaluation.pace import Pace
 from mmlora.evaluation.readback import fit_in, read_back, read_back_tokens
 from mmlora.evaluation.scores import Prediction, score
 from mmlora.files import refusals
+from mmlora.inference.reading import reader
 from mmlora.models import processes
 from mmlora.models.catalog import seen_by
 from mmlora.models.connector import ALIGNED, aligned, own_way
@@ -35,7 +35,6 @@ from mmlora.outcome import BASE_METHOD, explain, keep, metrics
 from mmlora.problems.captions import captioned, further_captioned
 from mmlora.problems.load import load_problems, load_transfer
 from mmlora.problems.record import Problem
-from mmlora.problems.rows import DataError
 from mmlora.reporting.machine import git_state
 from mmlora.reporting.record import Metrics
 from mmlora.settings import Settings
@@ -46,6 +45,8 @@ from mmlora.training.log import TrainingError, TrainLog
 from mmlora.training.probe import Probe
 from mmlora.training.resume import claim, put_aside
 from mmlora.training.settings import TrainingSet
+from mmlora.training.tracking import refuse_missing
+from mmlora.validation import Validation, best_probe, said_of_best, validation_problems
 
 SPARE = 16  # tokens that an answer may be longer than any that was taught
 CONTROLS = 3  # answers to each of their problems: grey, swapped, captions as text; reading costs no words
@@ -60,6 +61,7 @@ class Experiment:
     """
 
     def __init__(self, settings: Settings, folder: str | Path, *, resume: bool = False):
+        refuse_missing(settings.report_to)  # before minutes are spent
         choose(settings.precision)
         if processes.count() > 1:  # one's processor may multiply otherwise than the next one's
             choose(processes.said(products()))
@@ -220,7 +222,7 @@ class Experiment:
         try:
             with refusals(self.folder), self.budget.watch("train"):
                 self.log = fit(
-                    self.model, self.samples, chosen.training(minutes), self.folder, resume=goes_on, probe=self._probe(),
+                    self.model, self.samples, chosen.training(minutes), self.folder, resume=goes_on, probe=self._probe(goes_on),
                     allowed=allowed,
                 )  # fmt: skip
         except BaseException as error:
@@ -230,6 +232,8 @@ class Experiment:
             raise
         self.budget.add("train", self.log.seconds_before / 60)  # what a session before this one spent
         self.resume = self.interrupted = False
+        if processes.first() and (line := said_of_best(self.folder, self.log.records)):
+            print(line)
         return self.log
 
     def score(self) -> Metrics:
@@ -249,7 +253,7 @@ class Experiment:
         self._only(found.test.problems, "the time is up")
         self.predictions, self.blank_predictions = found.test.predictions, found.blank.predictions
         self.scores, self.blank = score(*found.test), score(*found.blank)
-        record = metrics(self, self.log)
+        record = metrics(self, self.log, best_probe(self.folder, self.log.records))
         if processes.first():
             keep(self, record)
             found.say()
@@ -272,28 +276,10 @@ class Experiment:
             self.base = score(problems, self.base_predictions)
             self.majority = score(problems, majority_class(problems, self.train))
 
-    def _probe(self) -> Probe | None:
-        """Answers to a few validation problems while training, where the data has such a split and the minutes allow."""
-        chosen, budget = self.settings, self.budget
-        wanted = budget.probe_problems if chosen.probe_problems is None else chosen.probe_problems
-        if not wanted:
-            return None
-        problems: list[Problem] = []
-        with processes.one_first():  # and no error out of it: the others would wait
-            try:
-                problems = load_problems(chosen.data, "validation", wanted, missing_images=chosen.missing_images)
-            except DataError as error:
-                print(f"no accuracy on the way: {error}")
-        if not all(processes.gathered(bool(problems))):
-            return None
-
-        def measure() -> dict:
-            began = perf_counter()
-            said = self._answer(problems, progress=False)
-            self.timing.probed(perf_counter() - began, len(said))
-            return {"correct": sum(answer.correct for answer in said), "n": len(said)}
-
-        return Probe(measure)
+    def _probe(self, goes_on: bool) -> Probe | None:
+        """Answers to a few validation problems while training, where there are such problems and the minutes allow."""
+        problems = validation_problems(self)
+        return Validation(self, problems, self._answer, goes_on).probe if problems else None
 
     def _answer(self, problems: list[Problem], progress: bool = True) -> list[Prediction]:
         tokens = self.reply_lengths[-1] + SPARE

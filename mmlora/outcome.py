@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from mmlora.adapters.files import save_adapter
 from mmlora.adapters.towers import towers
 from mmlora.evaluation.occlusion import occlusion
 from mmlora.evaluation.scores import Method, Prediction, save_predictions
-from mmlora.files import ROOM, FileError, refusals, whole_folder
+from mmlora.files import ROOM, FileError, refusals, whole_folder, write_whole
 from mmlora.models import processes
 from mmlora.problems.load import licence
 from mmlora.problems.record import Problem
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BASE_METHOD: Method = "likelihood"
 
 
-def metrics(run: Experiment, log: TrainLog) -> Metrics:
+def metrics(run: Experiment, log: TrainLog, best_probe: dict | None) -> Metrics:
     """The figures for the run's `metrics.json`."""
     method = run.settings.method
     return Metrics(
@@ -45,6 +45,7 @@ def metrics(run: Experiment, log: TrainLog) -> Metrics:
         seed=run.settings.seed,
         settings=run.settings.to_dict(),
         git=run.git,
+        best_probe=best_probe,
     )
 
 
@@ -86,15 +87,26 @@ def _refusal(folder: Path, write: Callable[[], object]) -> FileError | None:
 
 def _keep_adapter(run: Experiment, found: Metrics) -> None:
     facts = {
-        "task": f"ScienceQA-style multiple choice ({run.settings.data})",
         "accuracy": f"{run.scores.accuracy} %, 95 % interval {run.scores.ci95}, of {run.scores.n} problems",
         "base model's accuracy": f"{run.base.accuracy} %, by {BASE_METHOD}",
         "samples seen": found.samples_seen,
     }
-    with whole_folder(run.folder / "adapter") as folder:
-        save_adapter(
-            run.model, folder, facts, processor=run.vlm.processor, data_licence=licence(run.settings.data, run.train)
-        )
+    write_adapter(run, "adapter", facts)
+
+
+def write_adapter(
+    run: Experiment, name: str, facts: Mapping[str, object], beside: Mapping[str, str] | None = None
+) -> None:
+    """The run's adapter as it is now, as a whole folder of this name in the run's, with texts `beside` it by their file names.
+
+    `facts` stand in its card. Raises `OSError` as the disk does.
+    """
+    task = {"task": f"ScienceQA-style multiple choice ({run.settings.data})"}
+    data_licence = licence(run.settings.data, run.train)
+    with whole_folder(run.folder / name) as folder:
+        save_adapter(run.model, folder, {**task, **facts}, processor=run.vlm.processor, data_licence=data_licence)
+        for file, text in (beside or {}).items():
+            write_whole(folder / file, text)
 
 
 def explain(run: Experiment, count: int) -> tuple[list[tuple[Problem, Prediction]], dict[str, Any]]:

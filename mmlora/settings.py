@@ -18,7 +18,7 @@ from mmlora.encoding.prompts import Format
 from mmlora.errors import MMLoraError
 from mmlora.evaluation.scores import Method
 from mmlora.problems.rows import MissingImages
-from mmlora.training.settings import TrainSettings, usual_rate
+from mmlora.training.settings import Tracker, TrainSettings, usual_rate
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Split = Literal["validation", "test"]
@@ -116,6 +116,11 @@ class Settings:
     seed: int = _setting(
         TRAIN["seed"], "Training", "Of the adapter's start, and of the order in which samples and captions are learned."
     )
+    report_to: Tracker = _setting(
+        TRAIN["report_to"],
+        "Training",
+        "Tracker of loss, rate, norm, speed and validation; tensorboard writes into the run's folder.",
+    )
 
     side: int | None = _setting(
         None, "Machine", "Pixels a side of a picture, where the model can choose: memory follows it."
@@ -207,7 +212,8 @@ class Settings:
         """What `fit` needs: these minutes, or the steps where the settings count them."""
         rate = self.learning_rate or TrainSettings.learning_rate
         budget = {"steps": self.steps} if self.steps is not None else {"minutes": minutes}
-        return TrainSettings(**budget, learning_rate=rate, batch_size=self.batch_size, seed=self.seed, fused=self.fused)
+        return TrainSettings(**budget, learning_rate=rate, batch_size=self.batch_size, seed=self.seed, fused=self.fused,
+                             report_to=self.report_to)  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """The form kept in metrics.json."""
@@ -233,11 +239,11 @@ def _plain(name: str, kind: Any, value: Any) -> Any:
     elif kinds[0] is bool and isinstance(value, bool):
         return value
     elif kinds[0] in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        own = int if isinstance(value, numbers.Integral) else float
+        own: Any = int if isinstance(value, numbers.Integral) else float
         return value if type(value) is own else own(value)
     number = "a number above 0" if name in POSITIVE else "a number"
     what = {str: "a name or a path", bool: "True or False", int: number, float: number}
-    raise SettingsError(f"{name} is {value!r:.60}; give {what.get(kinds[0], 'names, with commas between')}")
+    raise SettingsError(f"{name} is {value!r:.60}; give {what.get(kinds[0], 'names separated by commas')}")
 
 
 def _refuse_endless(name: str, kind: Any, value: object) -> None:

@@ -14,9 +14,8 @@ from tinyvlm import picture
 from mmlora.encoding.loss import IGNORED
 from mmlora.encoding.prompts import asked, prompt_text, target_text, taught
 from mmlora.encoding.sample import encode
-from mmlora.evaluation import answering, controls, inference, occlusion, speech
+from mmlora.evaluation import answering, controls, occlusion
 from mmlora.evaluation.controls import majority_class
-from mmlora.evaluation.inference import InferenceError, ask, evaluating, generate, left_padded
 from mmlora.evaluation.scores import (
     Prediction,
     ScoreError,
@@ -28,6 +27,11 @@ from mmlora.evaluation.scores import (
     score,
     wilson,
 )
+from mmlora.inference import generate as generation
+from mmlora.inference import session
+from mmlora.inference.ask import ask
+from mmlora.inference.generate import InferenceError, generate
+from mmlora.inference.session import evaluating, left_padded
 from mmlora.models.memory import OutOfMemory
 from mmlora.models.vlm import VLM
 from mmlora.problems.record import CATEGORIES, Problem
@@ -110,25 +114,27 @@ def test_replies_that_end_early_leave_those_beside_them_as_they_are(vlm, problem
     try:
         with evaluating(vlm):
             alone = [generate(vlm, [conversation], **settings) for conversation in conversations]
-            monkeypatch.setattr(inference, "READ", 2)  # two parts of different lengths, joined where memory is enough
-            monkeypatch.setattr(inference, "LEAVING", leaving)
-            monkeypatch.setattr(inference, "CACHED", held)
-            texts, unfinished = generate(vlm, conversations, **settings, ended=ended.append)
+            monkeypatch.setattr(
+                generation, "PREFILL_ROWS", 2
+            )  # two parts of different lengths, joined where memory is enough
+            monkeypatch.setattr(generation, "COMPACT_BELOW", leaving)
+            monkeypatch.setattr(generation, "CACHE_BYTES", held)
+            texts, unfinished = generate(vlm, conversations, **settings, on_finished=ended.append)
     finally:
         tokenizer.eos_token = usual
     assert (texts, unfinished) == ([text for (text,), _ in alone], 2)
     assert sum(cut for _, cut in alone) == 2 and sum(ended) == 4 and ended.count(1) >= 2
 
 
-def test_room_for_what_is_said_grows_and_is_never_looked_at(vlm, problems):
-    """The words after every few tokens are those of a model that reads all of it anew, without a cache."""
+def test_spare_places_of_a_kv_cache_grow_and_are_never_attended_to(vlm, problems):
+    """The logits after every few tokens are those of a forward pass over the whole row, without a cache."""
     samples = [encode(vlm.processor, asked(problem)) for problem in problems[:2]]
     with evaluating(vlm):
-        parts = [speech.begun(vlm, left_padded(vlm, [sample]), 1)[1] for sample in samples]
-        both = speech.joined(parts)
-        for length in (1, 3, speech.ROOM, 2):
+        parts = [session.prefill(vlm, left_padded(vlm, [sample]), 1)[1] for sample in samples]
+        both = session.concatenated(parts)
+        for length in (1, 3, session.SPARE, 2):
             ids = torch.randint(0, 200, (2, length))
-            logits = both.hear(ids).logits
+            logits = both.decode_step(ids).logits
             samples = [sample.followed_by(row.tolist()) for sample, row in zip(samples, ids)]
             for row, sample in enumerate(samples):
                 whole = vlm.model(**left_padded(vlm, [sample])).logits[0, -length:]
@@ -182,7 +188,7 @@ def test_pictures_that_are_large_together_are_answered_a_few_at_a_time(vlm, prob
 def test_a_model_whose_words_are_not_finite_is_named(vlm, problems):
     overflow = vlm.model.get_output_embeddings().register_forward_hook(lambda head, inputs, logits: logits * torch.nan)
     try:
-        with pytest.raises(InferenceError, match="is not finite in float32; choose another model"):
+        with pytest.raises(InferenceError, match="logits of tiny are not finite in float32; choose another model"):
             answering.evaluate(vlm, problems, "generate", progress=False)
     finally:
         overflow.remove()

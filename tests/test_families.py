@@ -19,7 +19,8 @@ from mmlora.encoding.prefix import CacheError, PrefixCache, boundary
 from mmlora.encoding.prompts import asked, target_text, taught
 from mmlora.encoding.sample import collate, encode, show_labels
 from mmlora.encoding.samples import Samples
-from mmlora.evaluation import answering, controls, inference
+from mmlora.evaluation import answering, controls
+from mmlora.inference import generate as generation
 from mmlora.models.resolution import ResolutionError, set_side, visual_tokens
 from mmlora.models.vlm import VLM, load_base
 
@@ -135,7 +136,7 @@ def test_answers_in_a_batch_are_those_given_one_by_one(vlm, monkeypatch):
         together = answering.evaluate(vlm, MIXED, "generate", batch_size=5, max_new_tokens=6, progress=False)
         assert together == answering.evaluate(vlm, MIXED, "generate", batch_size=1, max_new_tokens=6, progress=False)
     assert len({p.text for p in together}) > 1
-    monkeypatch.setattr(inference, "READ", 2)
+    monkeypatch.setattr(generation, "PREFILL_ROWS", 2)
     settings = {"max_new_tokens": 18, "progress": False}  # more than a cache first has room for
     together = answering.evaluate(vlm, MIXED, "generate", batch_size=5, **settings)
     assert together == answering.evaluate(vlm, MIXED, "generate", batch_size=1, **settings)

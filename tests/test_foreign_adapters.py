@@ -12,9 +12,9 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmlora.adapters import files, lora
+from mmlora.adapters import files, identity, lora, wrapping
 from mmlora.adapters.fused import fused
-from mmlora.adapters.lora import AdapterError
+from mmlora.adapters.wrapping import AdapterError
 from mmlora.models import base as bases
 from mmlora.models import connector
 from mmlora.models.vlm import load_base
@@ -165,7 +165,7 @@ def test_names_that_peft_would_leave_out_are_refused(llava, tmp_path):
         AdapterError, match=r"13 of its 15 tensors fit, 2 tensors are unexpected, such as .*language_model.lm_head"
     ):
         files.load_adapter(base, tmp_path)
-    assert not lora.is_wrapped(base) and torch.equal(tiny.logits(base), bare)
+    assert not wrapping.is_wrapped(base) and torch.equal(tiny.logits(base), bare)
 
 
 # What does not fit.
@@ -200,7 +200,7 @@ def test_a_part_of_an_adapter_is_never_loaded(base, made, change, sentence):
     with pytest.raises(AdapterError, match=sentence) as refused:
         files.load_adapter(model, folder)
     assert "fetch it again" not in str(refused.value)
-    assert not lora.is_wrapped(model) and torch.equal(tiny.logits(model), tiny.logits(base()))
+    assert not wrapping.is_wrapped(model) and torch.equal(tiny.logits(model), tiny.logits(base()))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_configuration_that_cannot_be_used_is_a_sentence(base, made, changes, 
     model = base()
     with pytest.raises(AdapterError, match=sentence):
         files.load_adapter(model, folder)
-    assert not lora.is_wrapped(model) and torch.equal(tiny.logits(model), tiny.logits(base()))
+    assert not wrapping.is_wrapped(model) and torch.equal(tiny.logits(model), tiny.logits(base()))
 
 
 @pytest.mark.parametrize("text", ["{oops", "[]", "", "\udcff"])
@@ -286,7 +286,7 @@ def test_a_base_that_moved_can_be_named(moved):
         AdapterError, match=r"the adapter in .*adapter was trained on .*base, which cannot be loaded .*base=…\)"
     ):
         files.load_vlm(folder)
-    assert lora.is_wrapped(files.load_vlm(folder, base=place).model)
+    assert wrapping.is_wrapped(files.load_vlm(folder, base=place).model)
 
 
 def test_a_base_that_is_named_is_still_checked(moved, tmp_path):
@@ -309,7 +309,9 @@ def test_a_foreign_adapters_base_by_another_name_is_the_callers_word(moved, caps
     _rewrite(folder, lambda tensors: None)  # without marks, as others write it
     with pytest.raises(AdapterError, match=r"if the two are the same under different names, call load_vlm\("):
         files.load_adapter(load_base(place).model, folder)
-    assert lora.is_wrapped(files.load_vlm(folder, base=place).model) and "was not checked" in capsys.readouterr().out
+    assert (
+        wrapping.is_wrapped(files.load_vlm(folder, base=place).model) and "was not checked" in capsys.readouterr().out
+    )
     _configure(folder, base_model_name_or_path="DROPPED")
     with pytest.raises(AdapterError, match="names no base: give it"):
         files.load_vlm(folder)
@@ -318,7 +320,7 @@ def test_a_foreign_adapters_base_by_another_name_is_the_callers_word(moved, caps
 @pytest.mark.parametrize("name, short", [("a/Llava", "llava"), ("/x/y/llava/", "llava"), ("C:\\m\\llava", "llava"),
                                          ("/c/models--a--llava/snapshots/0f", "llava")])  # fmt: skip
 def test_a_base_is_known_by_its_own_name(name, short):
-    assert files._short(name) == short
+    assert identity.short_name(name) == short
 
 
 def test_a_processor_without_pictures_is_the_bases(moved, capsys):
@@ -352,7 +354,7 @@ def test_where_the_base_lies_and_how_git_ends_lines_may_change(moved):
     _configure(folder, base_model_name_or_path=str(place))
     text = folder / "tokenizer_config.json"
     text.write_bytes(text.read_bytes().replace(b"\n", b"\r\n"))
-    assert lora.is_wrapped(files.load_vlm(folder).model)
+    assert wrapping.is_wrapped(files.load_vlm(folder).model)
 
 
 def test_a_damaged_connector_is_a_sentence(moved):
@@ -381,13 +383,19 @@ def test_what_carries_no_adapter_is_a_sentence(base, made, what):
         what(tiny.adapted().get_base_model())
 
 
-def test_several_adapters_are_merged_and_saved_by_nobody(base, made):
-    model = PeftModel.from_pretrained(base(), made("rsLoRA")[0])
-    model.load_adapter(made("layers")[0], "second")
-    for what in (lora.merge, lambda model: files.save_adapter(model, "nowhere", {})):
-        with pytest.raises(AdapterError, match="carries 2 adapters, default, second: keep one"):
-            what(model)
-    assert torch.equal(tiny.logits(lora.detach(model)), tiny.logits(base()))
+def test_of_several_adapters_the_active_one_is_merged_and_a_named_one_saved(base, made, tmp_path, capsys):
+    folder, expected = made("rsLoRA")
+    model = PeftModel.from_pretrained(base(), folder).eval()
+    second, other = made("layers")
+    model.load_adapter(second, "second")
+    with pytest.raises(AdapterError, match="carries 2 adapters, default, second: say which one, with name="):
+        files.save_adapter(model, tmp_path / "nowhere", {})
+    saved = files.save_adapter(model, tmp_path / "saved", {}, name="second")
+    assert torch.equal(tiny.logits(files.load_adapter(base(), saved)), other)
+    assert torch.equal(tiny.logits(model), expected)
+    capsys.readouterr()
+    assert (tiny.logits(lora.merge(model)) - expected).abs().max() < 1e-4
+    assert "default merged; second taken off" in capsys.readouterr().out
 
 
 def test_an_adapter_that_is_switched_off_is_not_merged(base, made):

@@ -13,11 +13,12 @@ from torch.autograd import gradcheck
 from mmlora.adapters import files, lora
 from mmlora.adapters.fused import attended_on_card, fused
 from mmlora.adapters.kernels import GELU, SILU, Attention, Gated, Normed, Rotated, bias_of
-from mmlora.adapters.products import Product, stacked
+from mmlora.adapters.stacked import StackedLinear, restack
 from mmlora.encoding.prompts import asked, taught
 from mmlora.encoding.samples import Samples
 from mmlora.evaluation.answering import evaluate
-from mmlora.evaluation.inference import evaluating, generate
+from mmlora.inference.generate import generate
+from mmlora.inference.session import evaluating
 from mmlora.models.vlm import decoder_layers
 from mmlora.training.fit import fit
 from mmlora.training.settings import TrainSettings
@@ -60,21 +61,21 @@ def learned(model, samples, indices=ALL, half=False):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_products_derivative(bias):
+def test_the_stacked_linears_derivative(bias):
     torch.manual_seed(0)
     inner = nn.ModuleDict({name: nn.Linear(6, size, bias) for name, size in (("q", 4), ("k", 3), ("v", 5))}).double()
     model = get_peft_model(inner, LoraConfig(r=2, lora_alpha=6, target_modules=["q", "v"])).double()
     moved(model)
     modules = [model.base_model.model[name] for name in ("q", "k", "v")]
-    product, x = Product(modules, torch.float64), wide(7, 6)
+    linear, x = StackedLinear(modules, torch.float64), wide(7, 6)
     expected = torch.cat([module(x) for module in modules], -1)
 
     def computed(x, *_):  # finite differences move the factors in place
-        stacked([product])
-        return product(x)
+        restack([linear])
+        return linear(x)
 
     assert torch.allclose(computed(x), expected)
-    assert gradcheck(computed, (x, *product.factors))
+    assert gradcheck(computed, (x, *linear.factors))
 
 
 def test_the_rotations_derivative():

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from tinyvlm import PROBLEMS
 from torch import nn
 
-from mmlora.adapters.lora import wrapped
+from mmlora.adapters.wrapping import wrapped
 from mmlora.encoding.loss import batch_loss
 from mmlora.encoding.prompts import taught
 from mmlora.encoding.sample import collate, encode

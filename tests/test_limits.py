@@ -19,10 +19,13 @@ from mmlora.encoding.prompts import asked, taught
 from mmlora.encoding.room import room
 from mmlora.encoding.sample import encode, reply_tokens
 from mmlora.encoding.samples import Samples
-from mmlora.evaluation import answering, inference
+from mmlora.evaluation import answering
 from mmlora.evaluation.answering import evaluate
-from mmlora.evaluation.inference import InferenceError, ask, generate
 from mmlora.evaluation.scores import score
+from mmlora.inference import generate as generation
+from mmlora.inference.ask import ask
+from mmlora.inference.generate import InferenceError, generate
+from mmlora.inference.session import Session, evaluating
 from mmlora.models.vlm import load_base
 from mmlora.models.words import TokenizerError
 from mmlora.problems.record import Problem
@@ -75,28 +78,28 @@ def test_a_reply_ends_where_the_model_reads_no_further_and_is_named(vlm, monkeyp
     problem = long_problem(vlm, 248)
     short = Problem("short", "Which?", ("a", "b"), 0)
     silenced = ending(vlm, -1e9)
-    heard, rows = [], []
-    monkeypatch.setattr(inference, "decoded", lambda _, said: rows.extend(said.tolist()) or [""] * len(said))
-    hear = inference.Speech.hear
-    monkeypatch.setattr(inference.Speech, "hear", lambda self, ids: heard.append(len(ids)) or hear(self, ids))
+    batches, rows = [], []
+    monkeypatch.setattr(generation, "decoded", lambda _, said: rows.extend(said) or [""] * len(said))
+    step = Session.decode_step
+    monkeypatch.setattr(Session, "decode_step", lambda self, ids: batches.append(len(ids)) or step(self, ids))
     try:
         with (
-            inference.evaluating(vlm),
+            evaluating(vlm),
             pytest.warns(UserWarning, match=r"to p7 \(1 in all\) were cut at the 256 tokens"),
         ):
             cut = generate(vlm, [asked(problem), asked(short)], 12)[1]
     finally:
         silenced.remove()
-    assert cut == 2 and rows[0][8:] == [0] * 4 and any(rows[0][:8]) and any(rows[1][8:])
-    assert len(heard) == 11
-    assert heard[-1] == 1, "the row that has no room left leaves the batch"
+    assert cut == 2 and [len(row) for row in rows] == [8, 12]
+    assert len(batches) == 11
+    assert batches[-1] == 1, "the row that has no room left leaves the batch"
 
 
 def test_a_reply_that_ends_in_time_is_as_it_was(vlm):
     problem = long_problem(vlm, 248)
     ended = ending(vlm, 1e9)
     try:
-        with inference.evaluating(vlm), warnings.catch_warnings():
+        with evaluating(vlm), warnings.catch_warnings():
             warnings.simplefilter("error")
             assert generate(vlm, [asked(problem)], 192) == ([""], 0)
     finally:

@@ -12,8 +12,8 @@ from peft.import_utils import is_torchao_available
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from mmlora.adapters import files, lora, towers
-from mmlora.adapters.lora import AdapterError
+from mmlora.adapters import files, lora, towers, wrapping
+from mmlora.adapters.wrapping import AdapterError
 from mmlora.models import base as bases
 from mmlora.models import vlm as models
 from mmlora.models.vlm import load_base
@@ -138,7 +138,7 @@ def old_torchao(tmp_path, monkeypatch):
     (tmp_path / "torchao-0.10.0.dist-info").mkdir()
     (tmp_path / "torchao-0.10.0.dist-info" / "METADATA").write_text("Name: torchao\nVersion: 0.10.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for module in (lora.lora_torchao, lora.quantization_utils):
+    for module in (wrapping.lora_torchao, wrapping.quantization_utils):
         monkeypatch.setattr(module, "is_torchao_available", is_torchao_available)
     is_torchao_available.cache_clear()
     yield
@@ -161,7 +161,7 @@ def test_an_adapter_is_taken_off_without_a_trace(through):
     names = [name for name, _ in base.named_modules()]
     model = lora.attach(base, layers=(1, 3))
     bare = lora.detach(model if through == "the adapted model" else base)
-    assert bare is base and not lora.is_wrapped(bare) and not hasattr(bare, "peft_config")
+    assert bare is base and not wrapping.is_wrapped(bare) and not hasattr(bare, "peft_config")
     assert [name for name, _ in bare.named_modules()] == names
     assert torch.equal(tiny.logits(bare), tiny.logits(tiny.decoder()))
     again = lora.attach(bare, rank=4, layers=(2, 3), dropout=0.1)
@@ -254,11 +254,12 @@ def test_what_matches_nothing_is_an_error(options, sentence):
     assert not any("lora" in name for name, _ in base.named_modules())
 
 
-def test_a_second_attach_is_refused():
+def test_a_second_attach_needs_a_name_and_the_adapted_model():
     model = tiny.adapted()
-    for again in (model, model.get_base_model()):
-        with pytest.raises(AdapterError, match="carries an adapter already"):
-            lora.attach(again)
+    with pytest.raises(AdapterError, match="carries an adapter already that is called 'default'.* give another name="):
+        lora.attach(model)
+    with pytest.raises(AdapterError, match="the base inside an adapted model"):
+        lora.attach(model.get_base_model(), name="second")
 
 
 def test_an_adapter_that_could_never_train_is_refused():
@@ -364,7 +365,7 @@ def test_what_was_trained_beside_must_fit_too(tiny_vlm, tmp_path, change, senten
     _edit(folder, change, "trained.safetensors")
     with pytest.raises(AdapterError, match=sentence):
         files.load_adapter(base, folder)
-    assert torch.equal(picture_logits(base), picture_logits(tiny_vlm.model)) and not lora.is_wrapped(base)
+    assert torch.equal(picture_logits(base), picture_logits(tiny_vlm.model)) and not wrapping.is_wrapped(base)
 
 
 def test_smolbridges_adapter_folder_gives_back_what_was_trained(tiny_vlm, tmp_path):
@@ -413,7 +414,7 @@ def test_another_folders_weights_are_refused(stored, tmp_path):
     other = load_base(families.save(vlm, tmp_path / "other")).model
     with pytest.raises(AdapterError, match="was trained on other weights"):
         files.load_adapter(other, folder)
-    assert not lora.is_wrapped(other)
+    assert not wrapping.is_wrapped(other)
     moved = load_base(stored.rename(tmp_path / "moved")).model
     assert files.load_adapter(moved, folder)
 

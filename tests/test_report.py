@@ -20,7 +20,7 @@ from mmlora.reporting.examples import load_examples
 from mmlora.reporting.record import Metrics, MetricsError
 from tools.readme import readme_tables, render_readme
 
-LATER = ("seen_wording", "unseen_wording", "untrained_skills", "controls", "best_guess", "chance")
+LATER = ("seen_wording", "unseen_wording", "untrained_skills", "controls", "best_guess", "chance", "best_probe")
 KEYS = (
     "accuracy base majority blank_image scored_by n_test minutes samples_per_second samples_seen peak_memory_gb "
     "trainable_parameters model base_model data seed settings versions machine date git"

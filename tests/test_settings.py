@@ -44,7 +44,15 @@ CHANGED = (
         "learning_rate": 5e-5,
         "data": "my own/folder $1",
     },
-    {"model": "owner/name", "minutes": 5, "few_samples": True, "rank": 4, "batch_size": 12, "seed": 3},
+    {
+        "report_to": "tensorboard",
+        "model": "owner/name",
+        "minutes": 5,
+        "few_samples": True,
+        "rank": 4,
+        "batch_size": 12,
+        "seed": 3,
+    },
 )
 
 

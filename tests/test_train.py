@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from mmlora.adapters import lora
 from mmlora.adapters.lora import AdapterError
-from mmlora.training import clock, log
+from mmlora.training import clock, tracking
 from mmlora.training import fit as training
 from mmlora.training.checkpoint import newest
 from mmlora.training.fit import fit
@@ -370,14 +370,14 @@ def scaled(monkeypatch):
     """`scaled(first scale)` makes accelerate keep a real scaler here, where it otherwise has one on a card only."""
 
     def install(scale: float):
-        class OnACard(training.Accelerator):
+        class OnACard(tracking.Accelerator):
             mixed_precision = "fp16"
 
             def __init__(self, mixed_precision, cpu):
                 super().__init__(cpu=cpu)
                 self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3), True
 
-        monkeypatch.setattr(training, "Accelerator", OnACard)
+        monkeypatch.setattr(tracking, "Accelerator", OnACard)
 
     return install
 
@@ -547,12 +547,6 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     again = fit(tiny.adapted(), tiny.Tokens(), QUICK, tmp_path, resume=True)
     assert again.records == first.records
     assert files == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-
-
-def test_trackio_is_asked_for_by_name(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
-    with pytest.raises(TrainingError, match="pip install trackio"):
-        log.trackio_reporter("project", "run")
 
 
 # Answers on the way.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from peft import PeftModel
 
-from mmlora.adapters.lora import own_config
+from mmlora.adapters.named import own_config
 from mmlora.guests import HUB_ID, UNKNOWN_LICENCE
 from mmlora.models.base import Base
 
@@ -22,10 +22,17 @@ def licence_of_both(base: str, data: str) -> str:
     return data if base in PERMISSIVE else UNKNOWN_LICENCE
 
 
-def card(model: PeftModel, base: Base, facts: Mapping[str, object], data_licence: str, beside: Sequence[str]) -> str:
-    """The card's text; `beside` names parameters that were trained besides the adapter."""
-    config = own_config(model)[1]
-    size = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+def card(
+    model: PeftModel,
+    base: Base,
+    facts: Mapping[str, object],
+    data_licence: str,
+    beside: Sequence[str],
+    name: str | None = None,
+) -> str:
+    """The card's text, of the adapter of this name or of the only one; `beside` names parameters trained besides it."""
+    name, config = own_config(model, name)
+    size = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n and f".{name}." in f"{n}.")
     rows = {
         "base model": base.name,
         "its revision": base.revision or "–",

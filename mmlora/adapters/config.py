@@ -12,7 +12,7 @@ from typing import Any
 import peft
 from peft import LoraConfig
 
-from mmlora.adapters.lora import AdapterError
+from mmlora.adapters.wrapping import AdapterError
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,20 @@ from mmlora.adapters import config as configs
 from mmlora.adapters import integrity
 from mmlora.adapters.card import card
 from mmlora.adapters.config import CONFIG, TENSORS
-from mmlora.adapters.filling import PREFIX, REWRITES, Misfit, fill, own_values
-from mmlora.adapters.lora import BESIDE, AdapterError, detach, own_config, refuse_wrapped, wrapped
+from mmlora.adapters.filling import PREFIX, Misfit, fill, own_values
+from mmlora.adapters.identity import base_parameters, check_base, refuse_other_state
+from mmlora.adapters.named import own_config
+from mmlora.adapters.wrapping import (
+    BESIDE,
+    DEFAULT,
+    AdapterError,
+    activate,
+    adding,
+    put_on,
+    refuse_beside,
+    refuse_name,
+    rewrites,
+)
 from mmlora.errors import MMLoraError
 from mmlora.files import refusals
 from mmlora.guests import UNKNOWN_LICENCE
@@ -44,17 +56,19 @@ def save_adapter(
     folder: str | Path,
     facts: Mapping[str, object],
     *,
+    name: str | None = None,
     processor: Any = None,
     data_licence: str = UNKNOWN_LICENCE,
 ) -> Path:
     """Write the adapter's files and a filled `README.md` into `folder`; returns it.
 
-    `facts` become rows of the card's table, in order. With `processor`, `load_vlm(folder)` gives back exactly what was
-    trained, chat template and picture side included. `data_licence` is the hub's name for the licence of the training
-    data; the card's follows from it and from the base's. Raises `AdapterError` for a model that carries no adapter or
-    several, and `FileError` if the folder cannot be written.
+    `name` says which one where the model carries several. `facts` become rows of the card's table, in order. With
+    `processor`, `load_vlm(folder)` gives back exactly what was trained, chat template and picture side included.
+    `data_licence` is the hub's name for the licence of the training data; the card's follows from it and from the base's.
+    Raises `AdapterError` for a model that carries no adapter, or several and no `name`, and `FileError` if the folder
+    cannot be written.
     """
-    own_config(model)
+    name, _ = own_config(model, name)
     folder = Path(folder)
     beside = _ready(_beside(model))
     base = base_of(model, beside)
@@ -63,20 +77,27 @@ def save_adapter(
         connector.keep(base_model(model), folder)
         if processor is not None:
             processor.save_pretrained(folder)
-        write(model, base, folder, beside)
-        (folder / "README.md").write_text(card(model, base, facts, data_licence, sorted(beside)), encoding="utf-8")
+        write(model, base, folder, beside, name)
+        text = card(model, base, facts, data_licence, sorted(beside), name)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return folder
 
 
-def write(model: PeftModel, base: Base, folder: str | Path, beside: Mapping[str, torch.Tensor] | None = None) -> Path:
-    """Write the adapter on `base`, its configuration, and the tensors trained `beside` it; returns the folder.
+def write(
+    model: PeftModel,
+    base: Base,
+    folder: str | Path,
+    beside: Mapping[str, torch.Tensor] | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write the adapter of this name, or the only one, on `base`, and the tensors trained `beside` it; returns the folder.
 
     The adapter's tensors are written last, because they hold the hashes of the other files: a folder that was only partly
     written is noticed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    name, own_settings = own_config(model)
+    name, own_settings = own_config(model, name)
     own = get_peft_model_state_dict(
         model, adapter_name=name, save_embedding_layers=False
     )  # or else peft asks the hub whether they changed
@@ -143,7 +164,7 @@ def load_vlm(
     refuse_unfit(str(name), base_model(vlm.model), processor)
     if side is not None:
         set_side(processor, side)
-    return VLM(str(name), _load(vlm.model, folder, chosen=base is not None), processor)
+    return VLM(str(name), _load(vlm.model, folder, DEFAULT, base is not None), processor)
 
 
 def _named_base(folder: Path, base: str | Path | None, revision: str | None, four_bit: bool) -> VLM:
@@ -177,98 +198,80 @@ def _kept_processor(own: Any, folder: Path) -> Any:
         raise AdapterError(f"the processor in {folder} cannot be read ({reason}); copy or fetch it again") from error
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> PeftModel:
-    """Wrap `model` with the adapter in `folder` as plain peft does, frozen and in evaluation mode.
+def load_adapter(model: nn.Module, folder: str | Path, name: str = DEFAULT) -> PeftModel:
+    """`model` with the adapter in `folder`, frozen, active and in evaluation mode, as plain peft loads it.
 
-    The adapter may come from any program. Reads safetensors only. Raises `AdapterError` when the base is another one, when
-    the file's tensors and the adapter's parameters do not match one to one, when a file has changed since it was saved, or
-    when the model is wrapped already; the model is then as it was.
+    The adapter may come from any program. On a model that carries adapters already the new one needs a `name` of its own, and
+    must have been trained on what this model is now: the same stored weights, and the same connector where one was trained
+    beside it. The others stay, and are not active.
+
+    Reads safetensors only. Raises `AdapterError` when the base is another one, when the file's tensors and the adapter's
+    parameters do not match one to one, when a file has changed since it was saved, or when the name is taken; the model is
+    then as it was.
     """
-    return _load(model, Path(folder))
+    return _load(model, Path(folder), name)
 
 
-def _load(model: nn.Module, folder: Path, chosen: bool = False) -> PeftModel:
+def _load(model: nn.Module, folder: Path, name: str = DEFAULT, chosen: bool = False) -> PeftModel:
     """`load_adapter`; a `chosen` base was given by the caller and is trusted where the adapter holds no hash of its base."""
-    refuse_wrapped(model)
+    refuse_name(model, name)
     config = configs.read(folder)
+    refuse_beside(model, config)
     tensors, marks = _read(folder, ADAPTER)
     beside = _read(folder, TRAINED)[0] if (folder / TRAINED).is_file() else {}
-    _check_base(model, beside, marks, config.base_model_name_or_path, folder, chosen)
-    own = dict(base_model(model).named_parameters())
-    if problem := _mismatch(beside, {name: own[name] for name in beside if name in own}):
+    biases = {own_name(key.removeprefix(PREFIX)) for key in tensors if config.bias != "none" and key.endswith(".bias")}
+    check_base(model, beside.keys() | biases, marks, config.base_model_name_or_path, folder, chosen)
+    own = base_parameters(model)
+    if problem := _mismatch(beside, {key: own[key] for key in beside if key in own}):
         raise AdapterError(f"what was trained beside the adapter in {folder} does not fit this model: {problem}")
+    further = isinstance(model, PeftModel)
+    if further:
+        refuse_other_state(model, beside, own, folder)
     config.base_model_name_or_path = None  # peft would warn about a name that is merely spelled otherwise
-    adapted = _filled(model, config, tensors, folder)
-    changed = getattr(base_model(adapted), BESIDE)
-    known = {id(parameter) for parameter, _ in changed}
-    changed += [(own[name], own[name].detach().clone()) for name in beside if id(own[name]) not in known]
-    try:
+    with adding(model, name):
+        adapted = _filled(model, config, tensors, folder, name)
         integrity.check(folder, ADAPTER, tensors, marks)
-    except AdapterError:
-        detach(adapted)
-        raise
-    for name, tensor in beside.items():
-        own[name].data = tensor.to(own[name].device)  # in the numbers that it was trained in
-    return adapted.requires_grad_(False).eval()  # peft lets biases train
+        activate(adapted, name)
+    if not further:
+        adapted.requires_grad_(False)  # peft lets biases train
+        changed = getattr(base_model(adapted), BESIDE)
+        known = {id(parameter) for parameter, _ in changed}
+        changed += [(own[key], own[key].detach().clone()) for key in beside if id(own[key]) not in known]
+        for key, tensor in beside.items():
+            own[key].data = tensor.to(own[key].device)  # in the dtype that it was trained in
+    return adapted.eval()
 
 
-def _filled(model: nn.Module, config: LoraConfig, tensors: Mapping[str, torch.Tensor], folder: Path) -> PeftModel:
+def _filled(
+    model: nn.Module, config: LoraConfig, tensors: Mapping[str, torch.Tensor], folder: Path, name: str
+) -> PeftModel:
     """The model with the adapter; the base's parameters that it changes are listed in the base's attribute `BESIDE`."""
-    base, own = base_model(model), []
-    if str(config.init_lora_weights).startswith(
-        REWRITES
+    base = base_model(model)
+    own: list[tuple[nn.Parameter, torch.Tensor]] = []
+    if rewrites(
+        config
     ):  # such an adapter first rewrites the base's weights, and is a difference from the rewritten ones
         own = [(p, p.detach().clone()) for m in base.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
     try:
-        setattr(base, BESIDE, own)
-        adapted = wrapped(model, config)
+        if not isinstance(model, PeftModel):
+            setattr(base, BESIDE, own)
+        adapted = put_on(model, config, name)
         own[:] = [(p, value) for p, value in own if not torch.equal(p, value)]
         known = {id(p) for p, _ in own}
         own += [(p, value) for p, value in own_values(adapted, tensors) if id(p) not in known]
-        fill(adapted, tensors)
+        if own and isinstance(model, PeftModel):
+            raise Misfit("it changes parameters of the base, which the adapters here share")
+        fill(adapted, tensors, name)
     except Misfit as misfit:
-        detach(base)
         raise AdapterError(
             f"the adapter in {folder} does not fit this model: {misfit}; it was made for another model, or with names that the "
             "installed peft and transformers do not know"
         ) from misfit
     except Exception as error:  # peft raises many types, some of them when half of the modules are wrapped
-        detach(base)
         raise AdapterError(
             f"the adapter in {folder} does not fit this model: {' '.join(str(error).split())[:400]}"
         ) from error
     return adapted
-
-
-def _check_base(
-    model: nn.Module, beside: Container[str], marks: Mapping[str, str], named: str | None, folder: Path, chosen: bool
-) -> None:
-    """Raise `AdapterError` for another base; say so where the same weights are held in other numbers."""
-    base = base_of(model, beside)
-    trained_on = f"the adapter in {folder} was trained on other weights ({named}) than this model's ({base.name})"
-    if "base_weights" in marks:
-        if marks["base_weights"] != base.weights:
-            raise AdapterError(f"{trained_on}; load it onto the base it was trained on")
-    elif chosen:
-        print(
-            f"the adapter in {folder} names {named} as its base but holds no hash of it: whether {base.name} has the same "
-            "weights was not checked"
-        )
-    elif named and _short(named) != _short(base.name):  # an adapter from elsewhere: its name is all there is
-        raise AdapterError(
-            f"{trained_on}; load it onto the base it was trained on, or, if the two are the same under different names, call "
-            f"load_vlm({str(folder)!r}, base={base.name!r})"
-        )
-    if marks.get("base_stored", stored_as(model)) != stored_as(model):
-        print(f"the adapter in {folder} was trained on weights in {marks['base_stored']}, these are in {stored_as(model)}: "
-              "a few answers may differ")  # fmt: skip
-
-
-def _short(name: str) -> str:
-    """A base's own name in lower case, without its owner or the folders above it, also in the hub's cache (models--…)."""
-    path = name.replace("\\", "/").rstrip("/")
-    cached = [part for part in path.split("/") if part.startswith("models--")]
-    return (cached[-1].rpartition("--") if cached else path.rpartition("/"))[2].lower()
 
 
 def _read(folder: Path, file: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

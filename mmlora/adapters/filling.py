@@ -19,12 +19,9 @@ from mmlora.models.base import OF_ADAPTERS
 from mmlora.models.vlm import base_model
 
 PREFIX = "base_model.model."
-NAME = "default"
 _SHAPES = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch.Size\((.*?)\).*?model is torch.Size\((.*?)\)"
 )
-#: Initializations of an adapter that subtract its product from the base's weights.
-REWRITES = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 class Misfit(Exception):
@@ -36,24 +33,24 @@ def own_values(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> list[tu
     base, found = dict(base_model(model).named_parameters(remove_duplicate=False)), {}
     for name, tensor in tensors.items():
         own = base.get(name.removeprefix(PREFIX))
-        if own is not None and not OF_ADAPTERS.search(name) and not _same(own, tensor):
+        if own is not None and not OF_ADAPTERS.search(name) and not same_values(own, tensor):
             found[id(own)] = own
     return [(own, own.detach().clone()) for own in found.values()]
 
 
-def fill(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load the file's tensors into the adapter. Raises `Misfit`, after which the caller takes the adapter off."""
+def fill(model: PeftModel, tensors: Mapping[str, torch.Tensor], adapter: str) -> None:
+    """Load the file's tensors into the adapter of this name. Raises `Misfit`, after which the caller takes the adapter off."""
     for name, tensor in tensors.items():
         if ".lora_" in name and not tensor.is_floating_point():
             raise Misfit(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise Misfit(f"{name} holds numbers that are not finite")
-    needed = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    needed = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False).keys()
     given = {name: tensor for name, tensor in tensors.items() if name in needed or not _is_copy(model, name, tensor)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = set_peft_model_state_dict(model, given, NAME)
+            result = set_peft_model_state_dict(model, given, adapter)
     except KeyError as error:  # a module that was trained whole
         raise Misfit(f"{error.args[0]} is missing") from error
     except RuntimeError as error:
@@ -66,7 +63,8 @@ def fill(model: PeftModel, tensors: Mapping[str, torch.Tensor]) -> None:
         id(place) for name, place in places.items() if name not in result.missing_keys
     }  # tied parameters have two names
     unfilled = [name for name in result.missing_keys if id(places.get(name)) not in filled]
-    missing = sorted(name for name in unfilled if OF_ADAPTERS.search(name) or name in needed)
+    own = f".{adapter}."  # what other adapters hold is not in the file
+    missing = sorted(n for n in unfilled if n in needed or (OF_ADAPTERS.search(n) and own in f"{n}."))
     unexpected = sorted(result.unexpected_keys)
     if unexpected or missing:
         raise Misfit("; ".join(_told(len(tensors), unexpected, missing)))
@@ -86,8 +84,9 @@ def _is_copy(model: PeftModel, name: str, tensor: torch.Tensor) -> bool:
     if not name.endswith(".base_layer.weight"):
         return False
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    return any(_same(weight, tensor) for end in ends if (weight := getattr(end, "weight", None)) is not None)
+    return any(same_values(weight, tensor) for end in ends if (weight := getattr(end, "weight", None)) is not None)
 
 
-def _same(own: torch.Tensor, tensor: torch.Tensor) -> bool:
+def same_values(own: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether a parameter already holds this tensor, in the parameter's own dtype."""
     return own.shape == tensor.shape and torch.equal(own.detach().cpu(), tensor.to(own.dtype).cpu())

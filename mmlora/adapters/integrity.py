@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mmlora.adapters.config import CONFIG
-from mmlora.adapters.lora import AdapterError
+from mmlora.adapters.wrapping import AdapterError
 
 FILES, NUMBERS = "files_sha256", "tensors_sha256"  # the metadata's keys
 #: The files of a folder that change a model's answers, beside the adapter's own tensors; the others are not checked.

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from mmlora.encoding import rows
 from mmlora.encoding.boundary import CacheError, boundary, lower, resuming
-from mmlora.encoding.loss import batch_loss, needs_own_loss, on_device
+from mmlora.encoding.loss import Supervised, forward, needs_own_loss, on_device, sft
 from mmlora.encoding.sample import Sample, collate
 from mmlora.encoding.samples import Samples, without_pixels
 from mmlora.files import REFUSALS, ROOM
@@ -152,13 +152,17 @@ class PrefixCache:
             self.checked[i] = True
         return [torch.from_numpy(bits).view(self.dtype) for bits in found]
 
-    def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
-        """Summed loss over the supervised tokens of these samples, and their number."""
+    def forward(self, model: nn.Module, indices: list[int]) -> Supervised:
+        """`Samples.forward`, from the boundary up."""
         if self.own_loss is None:
             with self._resumed(model, indices[:1]) as one:
                 self.own_loss = needs_own_loss(model, one)
         with self._resumed(model, indices) as batch:
-            return batch_loss(model, batch, self.own_loss)
+            return forward(model, batch, self.own_loss)
+
+    def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
+        """Objective `sft`: cross-entropy summed over the supervised tokens of these samples (float32, 0-dim), and their number."""
+        return sft(self.forward(model, indices))
 
     @contextmanager
     def _resumed(self, model: nn.Module, indices: list[int]) -> Iterator[dict[str, torch.Tensor]]:

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mmlora.encoding.conversation import Conversation
-from mmlora.encoding.loss import batch_loss, needs_own_loss, on_device
+from mmlora.encoding.loss import Supervised, forward, needs_own_loss, on_device, sft
 from mmlora.encoding.room import refuse_longer, room
 from mmlora.encoding.sample import Sample, collate, encode, readable
 from mmlora.models.vlm import VLM
@@ -47,12 +47,16 @@ class Samples:
         """Tokens of each sample; all are encoded once to find out, and a training from the cache never asks."""
         return [len(self[i]) for i in tqdm(range(len(self)), desc="encode", leave=False)]
 
-    def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
-        """Summed loss over the supervised tokens of these samples (float32, 0-dim), and their number."""
+    def forward(self, model: nn.Module, indices: list[int]) -> Supervised:
+        """The model's forward pass over these samples: hidden states at supervised positions, for an objective."""
         if self.own_loss is None:
             self.own_loss = needs_own_loss(model, on_device(model, collate([self[indices[0]]])))
         batch = on_device(model, collate([self[i] for i in indices]))
-        return batch_loss(model, batch, self.own_loss)
+        return forward(model, batch, self.own_loss)
+
+    def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
+        """Objective `sft`: cross-entropy summed over the supervised tokens of these samples (float32, 0-dim), and their number."""
+        return sft(self.forward(model, indices))
 
 
 def without_pixels(sample: Sample) -> Sample:

@@ -16,14 +16,16 @@ from typing import get_args
 import numpy as np
 from tqdm import tqdm
 
+from mmlora.adapters.named import in_order, one_per_row
 from mmlora.encoding.answers import parse_answer, parse_lmms, parse_official
 from mmlora.encoding.naming import naming
 from mmlora.encoding.prompts import asked, lmms_prompt, prompt_text, target_text
 from mmlora.encoding.sample import encode, reply_tokens
 from mmlora.errors import MMLoraError
-from mmlora.evaluation.inference import evaluating, generate
-from mmlora.evaluation.likelihood import log_likelihoods
 from mmlora.evaluation.scores import Method, Prediction
+from mmlora.inference.generate import generate
+from mmlora.inference.likelihood import log_likelihoods
+from mmlora.inference.session import evaluating
 from mmlora.models import processes
 from mmlora.models.memory import HELD, give_back, in_parts
 from mmlora.models.precision import finite
@@ -53,6 +55,7 @@ def evaluate(
     shuffle_seed: int | None = None,
     max_new_tokens: int = 192,
     progress: bool = True,
+    adapters: Sequence[str | None] | None = None,
 ) -> list[Prediction]:
     """Answer every problem, in the given order; several processes answer a share each, and all get all answers.
 
@@ -66,7 +69,9 @@ def evaluate(
 
     `batch_size` problems are answered at a time, or as many as suit the method. `shuffle_seed` shows the choices in
     another order, fixed by the seed and the problem's id; `choice` and `scores` of a `Prediction` always refer to the
-    problem as given. Raises `EvaluationError` for an unknown method, for a number below 1, and where a score is not a number;
+    problem as given. `adapters` names the adapter that answers each problem, mixed in one batch, None for the base alone; or
+    else the active one answers all.
+    Raises `EvaluationError` for an unknown method, for a number below 1, and where a score is not a number;
     `EncodingError`, with the problem's id, for one that cannot be encoded or that is longer, with its longest answer, than the
     model can read. Warns of generations cut at `max_new_tokens`, and names those cut at the model's context length.
     """
@@ -75,10 +80,12 @@ def evaluate(
     for name, value in (("batch_size", 1 if batch_size is None else batch_size), ("max_new_tokens", max_new_tokens)):
         if not isinstance(value, Integral) or value < 1:
             raise EvaluationError(f"{name} is {value!r}; give a whole number above 0")
+    one_per_row(adapters, len(problems))
     alone = processes.sharded()  # a forward pass takes all processes, so all of them answer everything
     share = problems if alone else processes.mine(problems)
+    names = adapters if alone or adapters is None else processes.mine(adapters)
     batch_size = batch_size or (TOGETHER if method in SPOKEN else CHOOSING)
-    answers, *counts = _answered(vlm, share, method, batch_size, shuffle_seed, max_new_tokens, progress)
+    answers, *counts = _answered(vlm, share, method, batch_size, shuffle_seed, max_new_tokens, progress, names)
     if not alone:
         answers, counts = processes.together(answers), [sum(each) for each in zip(*processes.gathered(counts))]
     cut, guessed = counts
@@ -108,6 +115,7 @@ def _answered(
     shuffle_seed: int | None,
     max_new_tokens: int,
     progress: bool,
+    adapters: Sequence[str | None] | None,
 ) -> tuple[list[Prediction], int, int]:
     """What `evaluate` promises, of this process's share, and how many answers were cut and how many guessed."""
     batch_size = min(batch_size, _together(vlm, problems))
@@ -118,9 +126,10 @@ def _answered(
 
     def answer(rows: Sequence[int]) -> tuple[list[tuple], int]:
         batch = [shown[i] for i in rows]
+        names = in_order(adapters, rows)
         if method in SPOKEN:
-            return _speak(vlm, batch, method, max_new_tokens, bar.update)
-        return _choose(vlm, batch, method), 0
+            return _speak(vlm, batch, method, max_new_tokens, bar.update, names)
+        return _choose(vlm, batch, method, names), 0
 
     with (
         evaluating(vlm),
@@ -145,7 +154,9 @@ def _together(vlm: VLM, problems: Sequence[Problem]) -> int:
     return len(problems) if seen is None else max(1, HELD // encode(vlm.processor, asked(seen)).nbytes)
 
 
-def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple[int | None, str, tuple[float, ...]]]:
+def _choose(
+    vlm: VLM, problems: Sequence[Problem], method: Method, adapters: Sequence[str | None] | None
+) -> list[tuple[int | None, str, tuple[float, ...]]]:
     """(choice, text, scores) of each problem by the likelihood of its answers or of their letters; None where choices tie."""
     texts, tokens = [], []
     for p in problems:
@@ -155,7 +166,8 @@ def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple
             rows = [reply_tokens(vlm.processor, text) for text in texts[-1]]
         tokens.append([row[:-1] for row in rows] if method == "letter" else rows)  # a letter needs no end token
     found: list[tuple[int | None, str, tuple[float, ...]]] = []
-    for problem, options, scores in zip(problems, texts, log_likelihoods(vlm, [asked(p) for p in problems], tokens)):
+    likely = log_likelihoods(vlm, [asked(p) for p in problems], tokens, adapters)
+    for problem, options, scores in zip(problems, texts, likely):
         if not np.isfinite(scores).all():
             raise EvaluationError(f"problem {problem.id}: the model's scores are not finite; {finite()}")
         best = int(np.argmax(scores))
@@ -165,11 +177,16 @@ def _choose(vlm: VLM, problems: Sequence[Problem], method: Method) -> list[tuple
 
 
 def _speak(
-    vlm: VLM, problems: Sequence[Problem], method: Method, max_new_tokens: int, ended: Callable[[int], object]
+    vlm: VLM,
+    problems: Sequence[Problem],
+    method: Method,
+    max_new_tokens: int,
+    on_finished: Callable[[int], object],
+    adapters: Sequence[str | None] | None,
 ) -> tuple[list[tuple], int]:
     """(choice or None, text, no scores) of each problem by what the model says, and how many answers were cut."""
     prompt, parse = SPOKEN[method]
-    texts, unfinished = generate(vlm, [asked(p, prompt) for p in problems], max_new_tokens, ended)
+    texts, unfinished = generate(vlm, [asked(p, prompt) for p in problems], max_new_tokens, on_finished, adapters)
     return [(parse(text, p.choices), text, ()) for text, p in zip(texts, problems)], unfinished
 
 

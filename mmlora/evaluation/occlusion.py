@@ -10,9 +10,9 @@ from PIL import Image
 from mmlora.encoding.prompts import asked
 from mmlora.encoding.sample import reply_tokens
 from mmlora.evaluation.answering import EvaluationError
-from mmlora.evaluation.inference import evaluating
-from mmlora.evaluation.likelihood import log_likelihoods
 from mmlora.evaluation.scores import Prediction
+from mmlora.inference.likelihood import log_likelihoods
+from mmlora.inference.session import evaluating
 from mmlora.models.memory import in_parts
 from mmlora.models.vlm import VLM
 from mmlora.problems.pictures import rgb

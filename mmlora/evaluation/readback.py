@@ -12,8 +12,8 @@ from mmlora.encoding.prompts import Format, asked, target_text, taught
 from mmlora.encoding.room import refuse_longer, room
 from mmlora.encoding.sample import encode, reply_rows
 from mmlora.evaluation.answering import SPOKEN
-from mmlora.evaluation.inference import NAMED, decoded
 from mmlora.evaluation.scores import Method
+from mmlora.inference.generate import NAMED_IDS, decoded
 from mmlora.models.vlm import VLM
 from mmlora.problems.record import Problem
 
@@ -56,7 +56,7 @@ def _check(problems: Sequence[Problem], texts: Sequence[str], method: Method, ho
     wrong = [i for i, problem in enumerate(problems) if read[i] != problem.answer]
     if not wrong:
         return
-    ids = ", ".join(problems[i].id for i in wrong[:NAMED]) + (", …" if len(wrong) > NAMED else "")
+    ids = ", ".join(problems[i].id for i in wrong[:NAMED_IDS]) + (", …" if len(wrong) > NAMED_IDS else "")
     first, choice = problems[wrong[0]], read[wrong[0]]
     named = "no choice" if choice is None else f"the choice {first.choices[choice]!r}"
     raise EncodingError(

@@ -2,7 +2,7 @@
 
 open_clip's own transformers hold query, key and value in one matrix inside `nn.MultiheadAttention`, which is no `nn.Linear`,
 and never call its `out_proj`: torch reads its weight. peft adapts that module as a whole by adding the product to the weights
-for the time of a call, so it is named here by its own name; every other layer is found as a matrix product.
+for the time of a call, so it is named here by its own name; every other layer is found as a linear module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from mmlora.adapters import files
-from mmlora.adapters.lora import AdapterError, is_product, refuse_wrapped, wrapped
+from mmlora.adapters.targets import is_linear
+from mmlora.adapters.wrapping import AdapterError, refuse_wrapped, wrapped
 from mmlora.models.base import base_of
 from mmlora.openclip import assemble
 from mmlora.openclip.assemble import Clip, ClipError
@@ -34,7 +35,7 @@ def attach(
 ) -> PeftModel:
     """Wrap an open_clip model with a fresh LoRA adapter (alpha is 2 x rank) in the towers `within`, and freeze all else.
 
-    `targets` are ends of module names ("attn", "query"); every attention and matrix product unless given. Raises `ClipError`
+    `targets` are ends of module names ("attn", "query"); every attention and linear module unless given. Raises `ClipError`
     where nothing matches and `AdapterError` for a second adapter.
     """
     refuse_wrapped(model)
@@ -78,6 +79,6 @@ def _names(model: nn.Module, part: Part, targets: tuple[str, ...]) -> list[str]:
     """Full names of what an adapter can go on, in the model's order."""
     whole = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
     inside = tuple(f"{name}." for name in whole)  # out_proj, which peft adapts together with its attention
-    products = [n for n, m in model.named_modules() if is_product(m) and not n.startswith((*inside, *HEADS))]
-    found = [name for name, _ in model.named_modules() if name in {*whole, *products} and part_of(name) == part]
+    linear = [n for n, m in model.named_modules() if is_linear(m) and not n.startswith((*inside, *HEADS))]
+    found = [name for name, _ in model.named_modules() if name in {*whole, *linear} and part_of(name) == part]
     return [name for name in found if not targets or name.rsplit(".", 1)[-1] in targets]

@@ -56,7 +56,9 @@ def _refuse_part(paths: Sequence[Path], split: str) -> None:
         or len({i for i, _ in numbered}) < len(numbered)
     ):
         names = " and ".join(path.name for path in (paths[0], paths[-1]))
-        raise DataError(f"{paths[0].parent} has {names}, which belong to different sets of files; move one set elsewhere")
+        raise DataError(
+            f"{paths[0].parent} has {names}, which belong to different sets of files; move one set elsewhere"
+        )
     if len(numbered) < count:
         raise DataError(
             f"{paths[0].parent} has {len(numbered)} of the {count} files of the split {split!r}, such as {paths[0].name}; get the others "

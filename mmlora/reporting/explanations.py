@@ -33,7 +33,7 @@ def first_departure(problem: Problem, prediction: Prediction) -> str:
 def fault(problem: Problem, read: str) -> str:
     """Of a wrong answer, one of `FAULTS`: *misread* where `read` lacks words of the true caption, or their order.
 
-    `read` is what the model read in the picture, in words (`evaluation.inference.reader`); words besides do no harm.
+    `read` is what the model read in the picture, in words (`inference.reading.reader`); words besides do no harm.
     """
     if problem.image is None:
         return FAULTS[2]

@@ -19,7 +19,7 @@ from mmlora.reporting.machine import git_state, machine, peak_memory_gb, version
 
 SCORED = ("accuracy", "base", "majority", "blank_image")
 #: What the first records lack. None reads "not measured yet".
-LATER = ("seen_wording", "unseen_wording", "untrained_skills", "controls", "best_guess", "chance")
+LATER = ("seen_wording", "unseen_wording", "untrained_skills", "controls", "best_guess", "chance", "best_probe")
 BASE = ("name", "revision", "licence", "weights")
 PARTS = ("data", "cache", "train", "score", "total")
 
@@ -53,6 +53,7 @@ class Metrics:
     controls: dict = field(default_factory=dict)  # `controls.controls` by name, and text_only where it was trained
     best_guess: dict | None = None  # `controls.best_guess`: a fixed guess for each skill
     chance: dict | None = None  # `controls.chance`: any guess
+    best_probe: dict | None = None  # `validation.best_probe`: whose adapter is in `best/`, and the last one
     peak_memory_gb: float = field(default_factory=peak_memory_gb)
     versions: dict = field(default_factory=versions)
     machine: dict = field(default_factory=machine)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -25,13 +24,15 @@ from mmlora.adapters.towers import training_mode
 from mmlora.models import processes
 from mmlora.models.memory import give_back
 from mmlora.models.precision import precision
-from mmlora.training import checkpoint, resume
+from mmlora.training import checkpoint, resume, tracking
 from mmlora.training.clock import OFTEN, Allowed, Clock
 from mmlora.training.gradients import Gradients
 from mmlora.training.interruption import Interruption, Moment, Place
 from mmlora.training.log import Journal, TrainingError, TrainLog
 from mmlora.training.order import batches, by_rate, schedule
 from mmlora.training.probe import Probe
+from mmlora.training.recompute import keep_activations
+from mmlora.training.saturation import Saturation
 from mmlora.training.settings import TrainingSet, TrainSettings
 
 
@@ -51,7 +52,8 @@ def fit(
     `folder` receives `log.jsonl` and checkpoints. With `resume`, training goes on from the newest verified checkpoint
     there, or begins when there is none; a time budget counts the part before the interruption. `on_step` receives each
     record; what `probe` found stands in the record of its moment as `validation`. `allowed` changes the minutes while
-    training goes on (see `Clock`). Seeds the global random generators.
+    training goes on (see `Clock`); a training of minutes ends before them when it has nothing left to learn (see
+    `Saturation`). Seeds the global random generators.
     Raises `TrainingError`, `CheckpointError` (made by another run, or the disk is full before the first step) and
     `AdapterError` (a tower without gradient). When it is interrupted, it writes a checkpoint of the last whole step. The
     exception that it raises then, or after any step, has the training so far as its attribute `log`.
@@ -86,11 +88,17 @@ class _Run:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise TrainingError("nothing in this model is trainable; attach an adapter first")
-        self.accelerator = Accelerator(mixed_precision=precision(), cpu=processes.on_processor())
+        self.accelerator = tracking.accelerator(
+            settings, folder, mixed_precision=precision(), cpu=processes.on_processor()
+        )
         self.model = model.to(self.accelerator.device)
-        adam = torch.optim.AdamW(by_rate(model), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+        adam = torch.optim.AdamW(
+            by_rate(model, settings.b_rate), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         self.optimizer = self.accelerator.prepare_optimizer(adam)
         self.place, self.journal = Place(), Journal(folder, quiet=not processes.first())
+        self.tracking = tracking.Tracking(self.accelerator, settings, folder, self.journal.say)
+        self.saturation = Saturation(len(data))
         self.gradients = Gradients(
             model, data, settings, self.accelerator, self.parameters, self.journal.say, self.kept
         )
@@ -106,6 +114,7 @@ class _Run:
             raise TrainingError(f"{found.path} is of an earlier run; resume it or choose another folder")
         if len(numbers := set(processes.gathered(precision()))) > 1:
             raise TrainingError(f"the processes multiply {' and '.join(numbers)}; set MMLORA_PRECISION for all of them")
+        self.tracking.start()
         processes.share_start(self.parameters)
         set_seed(self.settings.seed, device_specific=True)  # each process drops other units
         training_mode(self.model)
@@ -120,9 +129,16 @@ class _Run:
         self.moment = Moment(self.place)
 
     def goes_on(self) -> bool:
-        """Whether there is time for one more step, by the first process's clock."""
+        """Whether there is time for one more step, by the first process's clock, and something left to learn."""
         self.interruption.agreed()
-        return bool(*processes.agreed(self.clock.time_for_a_step(self.place.step)))
+        (time,) = processes.agreed(self.clock.time_for_a_step(self.place.step))
+        reason = None if self.settings.steps else self.saturation.reason(self.probe is not None)
+        if time and reason:
+            self.journal.say(
+                f"nothing is left to learn, so training stops after step {self.place.step}, {self.clock.seconds() / 60:.1f} of "
+                f"{self.clock.budget / 60:.1f} minutes: {reason}; a run that counts steps (--steps) trains on all the same"
+            )
+        return bool(time) and not reason
 
     def step(self) -> dict:
         place, clock, self.moment = self.place, self.clock, Moment(self.place)
@@ -145,6 +161,7 @@ class _Run:
                 "samples": place.samples,
                 "tokens": place.tokens,
                 "gradient_norm": norm,
+                **self.gradients.metrics,
             }
             self.journal.keep(record)
             self.moment = Moment(place)
@@ -160,14 +177,21 @@ class _Run:
         is_late = clock.seconds() - self.saved_at >= 60 * self.settings.checkpoint_minutes
         share, late, fits = processes.agreed(clock.share(place.step), is_late, clock.time_for_a_probe())
         if self.probe and fits and self.probe.due(share, place.probed):
-            before = clock.seconds()
-            record["validation"] = self.probe.ask()
-            training_mode(self.model)
-            clock.probe_seconds, place.probed = clock.seconds() - before, *processes.agreed(clock.share(place.step))
+            self.take_probe(self.probe, record)
+        self.saturation.add(record)
+        self.tracking.log(record)
         self.journal.write(share, clock.seconds_left(place.step))
         if late:
             self.save()
         return record
+
+    def take_probe(self, probe: Probe, record: dict[str, Any]):
+        """Ask the probe about the model after this step; its time counts."""
+        before = self.clock.seconds()
+        probe.ask(record)
+        training_mode(self.model)
+        self.clock.probe_seconds = self.clock.seconds() - before
+        (self.place.probed,) = processes.agreed(self.clock.share(self.place.step))
 
     def next_batch(self) -> list[int]:
         place = self.place
@@ -226,11 +250,17 @@ class _Run:
         self.clock.before, self.order = found.state["elapsed"], self.epoch_order()
         self.saved_at, self.saved_step = self.clock.seconds(), self.place.step
         self.gradients.all_reached = b"gradient_norm_by_tower" in found.files["log.jsonl"]
-        self.journal.open([json.loads(line) for line in found.files["log.jsonl"].splitlines()])
+        records = [json.loads(line) for line in found.files["log.jsonl"].splitlines()]
+        for record in records:
+            self.saturation.add(record)
+        self.journal.open(records)
         self.journal.say(f"resumed from {found.path.name} after {found.state['elapsed'] / 60:.1f} minutes{said}")
 
     def close(self):
         self.model.eval()
+        if self.gradients.recomputed:
+            keep_activations(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         give_back()
+        self.tracking.finish()
         self.journal.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ class TrainingError(MMLoraError):
 class TrainLog:
     """What `fit` returns: one record a step, and the totals, interrupted parts included.
 
-    A record has `step`, `seconds`, `loss` (mean over the batch's supervised tokens), `learning_rate`, `samples` and
-    `tokens` (supervised; both so far), `gradient_norm` (before clipping); the first that reached every tower also
-    `gradient_norm_by_tower`, those after which a probe was taken `validation`.
+    A record has `step`, `seconds`, `loss` (mean over the batch's supervised tokens, or pairs under `dpo`), `learning_rate`,
+    `samples` and `tokens` (what the loss is the mean of; both so far), `gradient_norm` (before clipping) and an objective's own
+    metrics; the first that reached every tower also `gradient_norm_by_tower`, those after which a probe was taken `validation`.
     """
 
     records: list[dict]
@@ -110,13 +109,3 @@ class Journal:
                 self.file.close()
             except OSError:
                 pass  # the last checkpoint holds a copy
-
-
-def trackio_reporter(project: str, name: str) -> Callable[[dict], None]:
-    """An `on_step` for `fit` that sends every record to a trackio dashboard."""
-    try:
-        import trackio
-    except ImportError as error:
-        raise TrainingError("trackio is not installed; run `pip install trackio` or leave the reporter out") from error
-    trackio.init(project=project, name=name)
-    return lambda record: trackio.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+B_MATRICES = re.compile(r"\.lora_(embedding_)?B\.")
 OWN_SHARE = 0.1  # of LoRA's rate, for a model's own weights that train beside it: what they know is soon forgotten
 
 
@@ -35,13 +37,18 @@ def schedule(share: float, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warmup_share) / (1 - warmup_share))))
 
 
-def by_rate(model: nn.Module) -> list[dict[str, Any]]:
+def by_rate(model: nn.Module, b_rate: float = 1.0) -> list[dict[str, Any]]:
     """What trains, as an optimizer's groups with their `share` of the learning rate.
 
-    Beside LoRA's factors a model's own weights, as a connector's, take `OWN_SHARE`: LLaVA-1.5's LoRA recipe has 2e-5 for its
-    projector and 2e-4 for the adapter (arXiv 2310.03744). Alone they take the whole rate.
+    LoRA's B matrices take `b_rate` times the rate of its A matrices (LoRA+, arXiv 2402.12354). Beside LoRA's factors a model's
+    own weights, as a connector's, take `OWN_SHARE`: LLaVA-1.5's LoRA recipe has 2e-5 for its projector and 2e-4 for the
+    adapter (arXiv 2310.03744). Alone they take the whole rate.
     """
-    training = [(".lora_" in name, p) for name, p in model.named_parameters() if p.requires_grad]
-    added, own = ([p for lora, p in training if lora is wanted] for wanted in (True, False))
-    groups = (added, 1.0), (own, OWN_SHARE if added else 1.0)
+    training = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    own = [p for name, p in training if ".lora_" not in name]
+    added = [(name, p) for name, p in training if ".lora_" in name]
+    faster = [p for name, p in added if b_rate != 1.0 and B_MATRICES.search(name)]
+    known = {id(p) for p in faster}
+    rest = [p for _, p in added if id(p) not in known]
+    groups = (rest, 1.0), (faster, b_rate), (own, OWN_SHARE if added else 1.0)
     return [{"params": params, "share": share} for params, share in groups if params]

@@ -15,12 +15,20 @@ class Probe:
 
     measure: Callable[[], dict]  # `{"correct": …, "n": …}` of the model as it is
     shares: Sequence[float] = SHARES  # of the budget, ascending
+    keep: Callable[[dict], None] | None = (
+        None  # takes the step's record with what was measured: the model is still as it was
+    )
 
-    def ask(self) -> dict:
-        """Measure, without warnings in the middle of a progress bar's line: scoring after training gives its own."""
+    def ask(self, record: dict) -> None:
+        """Measure, and put the result into the step's record, as `validation`.
+
+        Without warnings in the middle of a progress bar's line: scoring after training gives its own.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return self.measure()
+            record["validation"] = self.measure()
+            if self.keep:
+                self.keep(record)
 
     def due(self, share: float, last: float) -> bool:
         """Whether a moment has come between the share of the budget where the last probe ended and this one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,9 +20,13 @@ from mmlora.training.checkpoint import Checkpoint, CheckpointError
 from mmlora.training.log import TrainingError
 from mmlora.training.settings import TrainingSet, TrainSettings
 
-#: A budget is measured anew, a save changes nothing that is learned, and fused layers are the plain ones in other steps.
-FREE = ("minutes", "checkpoint_minutes", "fused")
+#: A budget is measured anew, saves and trackers change nothing that is learned, and fused layers are the plain ones in other steps.
+FREE = ("minutes", "checkpoint_minutes", "fused", "report_to")
 STATE, LOG, SCALER = "state.json", "log.jsonl", "scaler.json"
+USUAL = {
+    field.name: field.default for field in fields(TrainSettings)
+}  # of a setting that an older version did not have
+BEST = "best"  # the folder with the adapter of the best probe
 
 
 def state(model: nn.Module, settings: TrainSettings, data: TrainingSet, place: dict, seconds: float) -> dict:
@@ -51,7 +55,7 @@ def check(found: Checkpoint, mine: dict) -> str:
     """Raise `CheckpointError` unless `found` is of this very run; returns what to say where only its numbers differ."""
     theirs = found.state
     for name, value in mine["settings"].items():
-        if (other := theirs["settings"].get(name)) != value:
+        if (other := theirs["settings"].get(name, USUAL.get(name))) != value:
             raise CheckpointError(
                 f"{found.path} was made with {name} {other}, not {value}; give the same settings or choose another folder"
             )
@@ -84,11 +88,11 @@ def claim(folder: Path, resume: bool) -> Path:
 
 
 def put_aside(folder: Path) -> None:
-    """Make room in `folder` for a training that begins anew: the earlier one's checkpoints and log go into a folder of their own."""
+    """Make room in `folder` for a training that begins anew: what the earlier one left goes into a folder of its own."""
     earlier = folder / f"training-{1 + len(list(folder.glob('training-*')))}"
     with refusals(earlier):
         earlier.mkdir()
-        for path in [*folder.glob("checkpoint-*"), folder / LOG]:
+        for path in [*folder.glob("checkpoint-*"), folder / LOG, folder / BEST]:
             if path.exists():
                 path.rename(earlier / path.name)
     print(f"training begins anew with a fresh adapter; the earlier one is kept in {earlier}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mmlora.training.log import TrainingError
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:  # the command line reads these settings, and must not wait fo
 
 
 class TrainingSet(Protocol):
-    """What can be trained on: `encoding.samples.Samples`, or with its prefix computed once `encoding.prefix.PrefixCache`."""
+    """What can be trained on: `encoding.samples.Samples`, with its prefix computed once `encoding.prefix.PrefixCache`, or what
+    `training.objectives` make of either."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -32,10 +33,17 @@ class TrainingSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def loss(self, model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, int]:
-        """The loss (0-dim) summed over the supervised tokens of these samples, and the number of those tokens."""
+    def loss(
+        self, model: nn.Module, indices: list[int]
+    ) -> tuple[torch.Tensor, int] | tuple[torch.Tensor, int, dict[str, float]]:
+        """The loss (0-dim) summed over what it is the mean of, such as the supervised tokens of these samples, and their number.
+
+        An objective with metrics of its own gives their sums as well; `log.jsonl` has the means.
+        """
 
 
+Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
+NO_TRACKER: Tracker = "none"
 WIDTH = 576  # of the decoder that the rate was searched with, SmolLM2-135M's
 
 
@@ -50,17 +58,19 @@ class TrainSettings:
     batch_size: int = 8  # samples a step; in an hour on a small machine steps are scarcer than samples
     micro_batch_size: int | None = None  # samples a forward pass, where a whole batch does not fit in memory
     clip_norm: float = 1.0  # one odd batch must not undo an adapter
+    b_rate: float = 1.0  # of LoRA's B matrices, as a multiple of A's; LoRA+ takes up to 16, with a lower learning_rate
     weight_decay: float = 0.0  # an adapter starts at zero and stays small: nothing to decay
     seed: int = 0  # order of the samples, and dropout
     checkpoint_minutes: float = 5.0  # the most that a crash can cost
     fused: bool = (
         True  # fewer, larger products for the same numbers; without, the plain layers, which are the reference
     )
+    report_to: Tracker = NO_TRACKER  # who gets each record besides log.jsonl; nothing leaves this machine unasked
 
     def __post_init__(self):
         if (self.minutes is None) == (self.steps is None):
             raise TrainingError("training needs either minutes or steps; give exactly one of them")
-        for name in ("minutes", "steps", "learning_rate", "batch_size", "micro_batch_size", "clip_norm"):
+        for name in ("minutes", "steps", "learning_rate", "b_rate", "batch_size", "micro_batch_size", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and value > 0):
                 raise TrainingError(f"{name} is {value!r}; give a number above 0")

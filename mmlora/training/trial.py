@@ -34,7 +34,7 @@ def samples_per_second(model: nn.Module, data: TrainingSet, settings: TrainSetti
                 began = perf_counter()
                 device = next(p.device for p in model.parameters() if p.requires_grad)
                 with mixed(device), attention(device):
-                    loss, _ = data.loss(model, batch)
+                    loss = data.loss(model, batch)[0]
                     loss.backward()
                 loss.item()
                 seconds = perf_counter() - began
