@@ -104,11 +104,8 @@ def test_an_adapter_brings_the_connector_that_it_stands_on_and_no_other_takes_it
         expected = model.eval()(**batch).logits
         again = load_vlm(tmp_path / "adapter")
         assert torch.allclose(again.model(**batch).logits, expected, atol=1e-5)
-        for file in (*(tmp_path / "adapter").glob("token*"), tmp_path / "adapter" / "processor_config.json"):
-            file.unlink()
-        again = load_vlm(
-            tmp_path / "adapter"
-        )  # as results/ holds one: the base's own processor, with the connector's slots
+        save_adapter(model, tmp_path / "bare", {})  # as results/ holds one
+        again = load_vlm(tmp_path / "bare")  # with the base's own processor, which has the connector's slots
         assert again.processor.visual_tokens == vlm.processor.visual_tokens
     other = {name: t + 0.01 if t.is_floating_point() else t for name, t in learned[0].items()}
     with pytest.raises(AdapterError, match="other weights"):
