@@ -56,6 +56,7 @@ def attach(
     if torch.is_inference_mode_enabled():
         raise AdapterError("an adapter attached inside torch.inference_mode could never train; attach it outside")
     refuse_wrapped(model)
+    refuse_rank(rank)
     names = _target_names(model, layers, targets, tuple(within))
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, target_modules=names
@@ -197,6 +198,12 @@ def refuse_wrapped(model: nn.Module) -> None:
         raise AdapterError(
             "this model carries an adapter already; take it off with detach(model), or load the base again"
         )
+
+
+def refuse_rank(rank: object) -> None:
+    """Raise `AdapterError` for what can be no rank."""
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise AdapterError(f"rank is {rank!r}; give a whole number above 0")
 
 
 def _target_names(
