@@ -21,6 +21,10 @@ REFUSALS = {
     errno.EROFS: PLACE, errno.ENAMETOOLONG: "choose a shorter name", errno.ENOTDIR: PLACE, errno.EISDIR: PLACE,
     errno.EEXIST: PLACE, errno.ELOOP: PLACE, errno.ENOENT: "check whether it was moved or removed",
     errno.EIO: "the disk may be damaged: " + PLACE, errno.ESTALE: "the network drive is gone: " + PLACE,
+    errno.ENOTCONN: "the drive is no longer connected: connect it again",
+    errno.ENODEV: "the drive is no longer there: " + PLACE, errno.ENXIO: "the drive is no longer there: " + PLACE,
+    errno.EINVAL: "the drive does not take such a name or file: " + PLACE, errno.EILSEQ: "the drive does not take such a name: " + PLACE,
+    errno.EBUSY: "another program uses it: close that", errno.ENOTEMPTY: "another program writes there: " + PLACE,
     errno.EMFILE: "close other programs", errno.ENFILE: "close other programs",
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ from mmlora.evaluation.scores import (
     score,
     wilson,
 )
+from mmlora.files import FileError
 from mmlora.inference import generate as generation
 from mmlora.inference import session
 from mmlora.inference.ask import ask
@@ -368,3 +369,13 @@ def test_numbers_that_are_none_are_refused(numbers):
     (name,) = numbers
     with pytest.raises(answering.EvaluationError, match=f"{name} is .*; give a whole number above 0"):
         answering.evaluate(tinyvlm.build(), tinyvlm.PROBLEMS, "generate", progress=False, **numbers)
+
+
+@pytest.mark.parametrize("content", [b"junk\n", b"[]\n", b'{"id": "a"}\n', b"\xff\n"])
+def test_predictions_that_are_none_and_files_that_cannot_be_had_are_sentences(tmp_path, content):
+    (tmp_path / "some.jsonl").write_bytes(content)
+    with pytest.raises(ScoreError, match="some.jsonl does not hold predictions"):
+        load_predictions(tmp_path / "some.jsonl")
+    for use in (load_predictions, lambda path: save_predictions([], path)):
+        with pytest.raises(FileError, match="cannot be used"):
+            use(tmp_path / "some.jsonl" / "below")

@@ -79,3 +79,11 @@ def test_errors_of_another_origin_pass():
         with pytest.raises(type(error)) as caught, refusals("run"):
             raise error
         assert caught.value is error
+
+
+@pytest.mark.parametrize("name", ["ENOTCONN", "EINVAL", "EBUSY", "ENOTEMPTY", "ENODEV", "EILSEQ"])
+def test_a_drive_that_is_gone_or_takes_no_such_name_is_a_sentence(name):
+    """A mounted drive of Colab, a network's, a stick's."""
+    number = getattr(errno, name)
+    with pytest.raises(FileError, match="/drive/a cannot be used .*: .+"), refusals("what"):
+        raise OSError(number, os.strerror(number), "/drive/a")

@@ -18,6 +18,7 @@ from hubmirror import HubMirror
 from PIL import Image
 
 from mmlora.adapters.lora import AdapterError, detach
+from mmlora.files import FileError
 from mmlora.openclip import adapters, drawings, scores, tower, train
 from mmlora.openclip.assemble import Clip, ClipError, assembled, load, save
 from mmlora.paths import PACKAGE
@@ -447,3 +448,67 @@ def test_tied_scores_are_no_answer(tiny):
     with pytest.warns(UserWarning, match="2 of 2 texts"):
         found = scores.choose(tiny, [problem])[0]
     assert (found.choice, found.correct, found.text) == (None, False, "") and found.scores[0] == found.scores[1]
+
+
+@pytest.mark.parametrize("name, pretrained", [
+    ("hf-hub:nobody/of-ours", None), ("hf-hub:", None), ("local-dir:/nowhere", None), ("n" * 5000, None), ("ViT-B-32:x", None),
+    ("tiny-vit", "junk.safetensors"), ("tiny-vit", "junk.pt"), ("tiny-vit", "code.pt"),
+])  # fmt: skip
+def test_what_cannot_be_had_or_read_is_a_sentence(tiny, tmp_path, monkeypatch, name, pretrained):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    (tmp_path / "junk.pt").write_bytes(b"")
+    torch.save({"a": SimpleNamespace()}, tmp_path / "code.pt")
+    with pytest.raises(ClipError) as refused:
+        load(name, pretrained)
+    assert len(str(refused.value)) < 1000
+    assert pretrained != "code.pt" or "code in it is never run" in str(refused.value)
+
+
+@pytest.mark.parametrize("said", ["{", "[]", "{}", '{"model_cfg": 5}', json.dumps({"model_cfg": TINY})])
+def test_a_folder_that_is_damaged_or_lacks_its_weights_is_a_sentence(tmp_path, said):
+    """Without weights open_clip would draw some by lot."""
+    (tmp_path / "open_clip_config.json").write_text(said)
+    with pytest.raises(ClipError, match="no weights"):
+        load(str(tmp_path))
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"x")
+    with pytest.raises(ClipError, match="is not a configuration of open_clip|cannot be loaded"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "said", ["{", "[]", "{}", '{"base_model_name_or_path": null}', '{"base_model_name_or_path": "none"}']
+)
+def test_an_adapter_whose_configuration_is_damaged_is_a_sentence(tmp_path, said):
+    (tmp_path / "adapter_config.json").write_text(said)
+    with pytest.raises((AdapterError, ClipError)):
+        adapters.load(tmp_path)
+
+
+def test_an_adapter_that_cannot_be_written_or_has_no_rank_is_a_sentence(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(AdapterError, match="rank is 0; give a whole number"):
+        adapters.attach(tiny.model, rank=0)
+    with pytest.raises(FileError, match="file cannot be used"):
+        adapters.save(adapters.attach(tiny.model), tmp_path / "file", "tiny-vit")
+
+
+def test_pictures_and_prompts_that_cannot_be_used_are_named(tiny):
+    red = Image.new("RGB", (32, 32), "red")
+    for prompt in ("a thing", "a {name}", "{} {}", "{"):
+        with pytest.raises(ClipError, match="has no place for a name"):
+            scores.name_features(tiny, ["a dog"], [prompt])
+        with pytest.raises(ClipError, match="has no place for a name"):
+            scores.choose(tiny, [Problem("p7", "What?", ("a dog", "a cat"), 0, red)], prompt)
+    with pytest.raises(ClipError, match="no prompt"):
+        scores.name_features(tiny, ["a dog"], [])
+    for odd in ("a.png", None, Image.new("RGB", (0, 0))):
+        with pytest.raises(ClipError, match="picture 1 cannot be read"):
+            scores.image_features(tiny, [red, odd])
+    with pytest.raises(ClipError, match="the picture of p7 cannot be read"):
+        scores.choose(tiny, [Problem("p7", "What?", ("a dog", "a cat"), 0, Image.new("RGB", (0, 0)))])
+    with pytest.raises(ClipError, match="no pictures"):
+        scores.image_features(tiny, [])
+    with pytest.raises(ClipError, match="5 is not text"):
+        scores.text_features(tiny, [5])
+    assert scores.choose(tiny, [Problem("p7", "What?", ("a dog", "a cat"), 0)]) == []

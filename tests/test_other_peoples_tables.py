@@ -478,3 +478,11 @@ def test_what_is_no_number_no_split_and_no_place_is_refused(asked, message, tmp_
     as_jsonl(tmp_path, ROW)
     with pytest.raises(DataError, match=message):
         load_problems(**{"data": tmp_path, **asked})
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    as_parquet(tmp_path, ROW)
+    table = pq.read_table(tmp_path / "test.parquet")
+    pq.write_table(table.append_column("question", pa.array(["another"])), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="several columns called question"):
+        load_problems(tmp_path)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from mmlora import doctor, threads
+from mmlora.reporting.machine import machine
 
 UNSET = {name: value for name, value in os.environ.items() if name not in threads.CHOSEN}
 
@@ -97,10 +98,12 @@ def test_a_machine_that_hides_its_load_stops_nothing(monkeypatch, capsys):
     """Android and some containers refuse /proc/stat."""
     import psutil
 
-    def refused(**_):
+    def refused(*_, **__):
         raise PermissionError(13, "Permission denied", "/proc/stat")
 
     monkeypatch.setattr(psutil, "cpu_times", refused)
+    monkeypatch.setattr(psutil, "virtual_memory", refused)
     threads.say_if_busy()
     assert not capsys.readouterr().out
     assert doctor.waiting_threads().text.endswith("hides what other programs use")
+    assert "hides how much is free" in doctor.memory().text and machine()["memory_gb"] is None

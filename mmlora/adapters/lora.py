@@ -30,6 +30,7 @@ from mmlora.adapters.wrapping import (
     put_on,
     refuse_beside,
     refuse_name,
+    refuse_rank,
     remove_all,
     rewrites,
     take_no_torchao,
@@ -77,6 +78,7 @@ def attach(
         raise AdapterError("an adapter attached inside torch.inference_mode could never train; attach it outside")
     refuse_name(model, name)
     if config is None:
+        refuse_rank(rank)
         chosen = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout)
     else:
         chosen = _given(config, (rank, alpha, dropout) == (RANK, None, 0.0))

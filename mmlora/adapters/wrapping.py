@@ -53,6 +53,12 @@ def refuse_wrapped(model: nn.Module) -> None:
         )
 
 
+def refuse_rank(rank: object) -> None:
+    """Raise `AdapterError` unless this can be a rank."""
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise AdapterError(f"rank is {rank!r}; give a whole number above 0")
+
+
 def rewrites(config: LoraConfig) -> bool:
     """Whether this kind of adapter begins by changing the base's weights, as PiSSA does."""
     return str(config.init_lora_weights).startswith(REWRITES) or getattr(config, "kasa_config", None) is not None

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from mmlora.errors import MMLoraError
-from mmlora.files import write_whole
+from mmlora.files import refusals, write_whole
 from mmlora.problems.record import CATEGORIES, Problem
 
 #: How an answer is found; `evaluation.answering.evaluate` says what each means.
@@ -44,13 +44,20 @@ class Prediction:
 def save_predictions(predictions: Iterable[Prediction], path: str | Path) -> None:
     """Write one JSON object per line."""
     lines = (json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions)
-    write_whole(Path(path), "".join(lines))
+    with refusals(path):
+        write_whole(Path(path), "".join(lines))
 
 
 def load_predictions(path: str | Path) -> list[Prediction]:
     """Read what `save_predictions` wrote."""
-    records = map(json.loads, Path(path).read_text(encoding="utf-8").split("\n")[:-1])
-    return [Prediction(**record | {"scores": tuple(record["scores"])}) for record in records]
+    try:
+        with refusals(path):
+            records = map(json.loads, Path(path).read_text(encoding="utf-8").split("\n")[:-1])
+        return [Prediction(**record | {"scores": tuple(record["scores"])}) for record in records]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ScoreError(
+            f"{path} does not hold predictions ({error}); give a file that save_predictions wrote"
+        ) from error
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:

@@ -7,7 +7,6 @@ for the time of a call, so it is named here by its own name; every other layer i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,9 +17,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
 
+from mmlora.adapters import config as configs
 from mmlora.adapters import files
 from mmlora.adapters.targets import is_linear
-from mmlora.adapters.wrapping import AdapterError, refuse_wrapped, wrapped
+from mmlora.adapters.wrapping import AdapterError, refuse_rank, refuse_wrapped, wrapped
+from mmlora.files import refusals
 from mmlora.models.base import base_of
 from mmlora.openclip import assemble
 from mmlora.openclip.assemble import Clip, ClipError
@@ -39,6 +40,7 @@ def attach(
     where nothing matches and `AdapterError` for a second adapter.
     """
     refuse_wrapped(model)
+    refuse_rank(rank)
     names = [name for part in within for name in _names(model, part, tuple(targets))]
     if not names:
         raise ClipError(
@@ -53,7 +55,8 @@ def attach(
 def save(model: PeftModel, folder: str | Path, name: str, pretrained: str | None = None) -> Path:
     """Write the adapter as peft's own two files; `name` and `pretrained` are what `assemble.load` finds its base by."""
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return files.write(model, replace(base_of(model), name=name, revision=pretrained), folder)
+    with refusals(folder):
+        return files.write(model, replace(base_of(model), name=name, revision=pretrained), folder)
 
 
 def load(folder: str | Path) -> Clip:
@@ -65,8 +68,9 @@ def load(folder: str | Path) -> Clip:
     config = Path(folder) / files.CONFIG
     if not config.is_file():
         raise AdapterError(f"{folder} has no {files.CONFIG}; give a folder that openclip.adapters.save wrote")
-    said = json.loads(config.read_text(encoding="utf-8"))
-    clip = assemble.load(said["base_model_name_or_path"], said["revision"])
+    if (base := configs.named_base(Path(folder))) is None:
+        raise AdapterError(f"{config} names no base; give a folder that openclip.adapters.save wrote")
+    clip = assemble.load(base, configs.revision_of(Path(folder)))
     return clip._replace(model=files.load_adapter(clip.model, folder))
 
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import open_clip
 import torch
+from huggingface_hub import constants
 from open_clip.push_to_hf_hub import save_for_hf
 from PIL import Image
 from torch import nn
 
+from mmlora import network
 from mmlora.errors import MMLoraError
-from mmlora.files import write_whole
+from mmlora.files import refusals, write_whole
+from mmlora.models.memory import out_of_memory
 from mmlora.openclip import tower
 from mmlora.smolbridge.wheels import VISION, Wheel, fetch
 
@@ -34,6 +39,7 @@ NAME = "lite0-minilm"  # as open_clip knows it
 EMBED = 384  # the width in which picture and name meet; MiniLM's own
 SIDE = 128  # pixels: the drawings hold 96, and a step of LoRA passes through the whole tower
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of a pixel, as this tower was trained on; CLIP's own are others
+SHOWN = 300  # characters of a library's message
 CONTEXT = 16  # tokens of a text: names in a prompt are short, and every token costs
 
 
@@ -78,28 +84,48 @@ def assembled(seed: int = 0) -> Clip:
 def load(name: str, pretrained: str | None = None) -> Clip:
     """A CLIP by open_clip's name ("ViT-B-32" with `pretrained="laion2b_s34b_b79k"`, "hf-hub:…") or from `save`'s folder.
 
-    Raises `ClipError` for a name or tag that open_clip does not know, and for weights of another architecture.
+    Raises `ClipError` for a name or tag that open_clip does not know, for weights of another architecture, and for what cannot be
+    fetched or read.
     """
-    if (Path(name) / CONFIG).is_file():
+    name = str(name)
+    if os.path.isfile(Path(name) / CONFIG):  # Path.is_file raises where a name is too long
         _found_here(Path(name))
         name = f"local-dir:{name}"
     elif ":" not in name and name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), 3, 0.3)
-        raise ClipError(f"open_clip knows no model {name!r}; near it are {', '.join(near) or 'none'}")
+        raise ClipError(f"open_clip knows no model {name!r:.200}; near it are {', '.join(near) or 'none'}")
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained and pretrained not in tags and not Path(pretrained).is_file():
+    if pretrained and pretrained not in tags and not os.path.isfile(pretrained):
         raise ClipError(f"open_clip has no weights {pretrained!r} for {name}; it has {', '.join(tags) or 'none'}")
     try:
         model, preprocess = _quietly(name, pretrained)
-    except (RuntimeError, KeyError, AssertionError, AttributeError) as error:
-        resized = pretrained and isinstance(error, (AssertionError, AttributeError))  # open_clip tries that first
-        if not resized and "state_dict" not in str(error):
+        return Clip(model.eval(), preprocess, open_clip.get_tokenizer(name))
+    except Exception as error:  # open_clip's, torch's, safetensors' and the hub's own
+        if isinstance(error, MemoryError) or out_of_memory(error):
             raise
         weights = pretrained or name
+        resized = pretrained and isinstance(error, (AssertionError, AttributeError))  # open_clip tries that first
+        if resized or (isinstance(error, (RuntimeError, KeyError)) and "state_dict" in str(error)):
+            raise ClipError(
+                f"the weights in {weights} are of another architecture than {name}; load them by its name"
+            ) from error
         raise ClipError(
-            f"the weights in {weights} are of another architecture than {name}; load them by its name"
+            f"{weights} cannot be loaded as {name}: {_reason(error)}; fetch it again, or take another one"
         ) from error
-    return Clip(model.eval(), preprocess, open_clip.get_tokenizer(name))
+
+
+def _reason(error: BaseException) -> str:
+    """Why a model could not be had: the hub's own words where it refused, else those of the library that read the file."""
+    if isinstance(error, UnpicklingError):
+        return "it is not a file of tensors only, and code in it is never run"
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    if asked := [each for each in chain if getattr(each, "response", None) is not None]:
+        return network.reason(asked[-1], constants.ENDPOINT)
+    if any(type(each).__module__.startswith(("huggingface_hub", "httpx", "httpcore")) for each in chain):
+        return network.reason(chain[-1], constants.ENDPOINT)
+    return " ".join(str(error).split())[:SHOWN] or type(error).__name__
 
 
 def save(clip: Clip, folder: str | Path) -> Path:
@@ -110,18 +136,24 @@ def save(clip: Clip, folder: str | Path) -> Path:
     if not hasattr(clip.model, "text"):
         raise ClipError("only the CLIP of `assembled` is saved whole; keep what yours learned with `adapters.save`")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    clip.model.text.config.save_pretrained(folder)  # so that the folder needs no other one
-    made = configuration(folder.resolve())
-    save_for_hf(clip.model, clip.tokenizer, made, str(folder), safe_serialization=True)
+    with refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        clip.model.text.config.save_pretrained(folder)  # so that the folder needs no other one
+        made = configuration(folder.resolve())
+        save_for_hf(clip.model, clip.tokenizer, made, str(folder), safe_serialization=True)
     return folder
 
 
 def _found_here(folder: Path) -> None:
     """Tell the saved configuration where its text tower lies now: the folder may have been moved."""
     file, here = folder / CONFIG, str(folder.resolve())
-    found = json.loads(file.read_text(encoding="utf-8"))
-    words = found.get("model_cfg", {}).get("text_cfg", {})
+    if not any(file.suffix in (".safetensors", ".bin", ".pt") for file in folder.iterdir()):
+        raise ClipError(f"{folder} has a configuration and no weights; fetch it again, or give another folder")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        words = found["model_cfg"]["text_cfg"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClipError(f"{file} is not a configuration of open_clip ({error}); copy or fetch it again") from error
     if (folder / "config.json").is_file() and words.get("hf_model_name", here) != here:
         words |= {"hf_model_name": here, "hf_tokenizer_name": here}
         write_whole(file, json.dumps(found, indent=1))

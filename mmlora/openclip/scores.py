@@ -8,24 +8,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from mmlora.encoding.sample import BROKEN
 from mmlora.evaluation.scores import Prediction, Share
 from mmlora.openclip.assemble import Clip, ClipError
+from mmlora.problems.pictures import rgb
 from mmlora.problems.record import Problem
 
 BATCH = 64  # pictures or texts at a time
 
 
 @torch.inference_mode()
-def image_features(clip: Clip, images: Sequence, progress: bool = True) -> torch.Tensor:
-    """Pictures → (pictures, width), float32, of length one."""
+def image_features(
+    clip: Clip, images: Sequence, progress: bool = True, ids: Sequence[str] | None = None
+) -> torch.Tensor:
+    """Pictures → (pictures, width), float32, of length one. Raises `ClipError` for one that cannot be read, by its id or place."""
+    if not len(images):
+        raise ClipError("there are no pictures to look at; give at least one")
+    called = [f"the picture of {each}" for each in ids] if ids else [f"picture {i}" for i in range(len(images))]
     clip.model.eval()
     parts = [images[at : at + BATCH] for at in range(0, len(images), BATCH)]
     bars = tqdm(parts, unit="batch", disable=not progress, leave=False)
-    found = [clip.model.encode_image(torch.stack([clip.preprocess(i) for i in part]), normalize=True) for part in bars]
+    pixels = (_pixels(clip, image, name) for image, name in zip(images, called))
+    found = [clip.model.encode_image(torch.stack([next(pixels) for _ in part]), normalize=True) for part in bars]
     return torch.cat(found).clone()
+
+
+def _pixels(clip: Clip, image: Image.Image, name: str) -> torch.Tensor:
+    try:
+        return clip.preprocess(rgb(image))
+    except (*BROKEN, ZeroDivisionError) as error:
+        raise ClipError(f"{name} cannot be read ({error}); replace it or leave it out") from error
 
 
 def both_ways(clip: Clip, images: Sequence) -> torch.Tensor:
@@ -51,6 +66,8 @@ def words(clip: Clip, texts: Sequence[str]) -> torch.Tensor:
     Raises `ClipError` for a text that cannot be encoded as UTF-8.
     """
     for text in texts:
+        if not isinstance(text, str):
+            raise ClipError(f"{text!r:.60} is not text; give words")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -80,8 +97,20 @@ def _whole(clip: Clip, texts: Sequence[str], tokens: torch.Tensor) -> list[bool]
 
 def name_features(clip: Clip, names: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
     """Names → (names, width): each name's mean over the prompts ("a drawing of {}"), of length one, an ensemble."""
-    each = torch.stack([text_features(clip, [prompt.format(name) for name in names]) for prompt in prompts])
+    if not len(prompts):
+        raise ClipError('there is no prompt to put names into; "{}" is the name alone')
+    each = torch.stack([text_features(clip, [_put(prompt, name) for name in names]) for prompt in prompts])
     return torch.nn.functional.normalize(each.mean(0), dim=-1)
+
+
+def _put(prompt: str, name: str) -> str:
+    """The prompt with this name. Raises `ClipError` for a prompt that has no place for one."""
+    try:
+        if prompt.format("a") != prompt.format("b"):
+            return prompt.format(name)
+    except (KeyError, IndexError, ValueError):
+        pass
+    raise ClipError(f"the prompt {prompt!r:.80} has no place for a name; write {{}} there, and no other braces")
 
 
 def top(pictures: torch.Tensor, names: torch.Tensor, right: torch.Tensor, k: int = 1) -> Share:
@@ -141,8 +170,11 @@ def choose(clip: Clip, problems: Sequence[Problem], prompt: str = "{}") -> list[
     where the nearest ones tie or a score is not finite. Warns of choices that are longer than the text tower reads.
     """
     seen = [problem for problem in problems if problem.image is not None]
-    pictures, found = image_features(clip, [problem.image for problem in seen]), []
-    texts = words(clip, [prompt.format(choice) for problem in seen for choice in problem.choices])
+    if not seen:
+        return []
+    pictures = image_features(clip, [problem.image for problem in seen], ids=[problem.id for problem in seen])
+    found = []
+    texts = words(clip, [_put(prompt, choice) for problem in seen for choice in problem.choices])
     for problem, picture, tokens in zip(seen, pictures, texts.split([len(problem.choices) for problem in seen])):
         scores = (_features(clip, tokens) @ picture).tolist()
         best = max(scores)

@@ -121,6 +121,8 @@ def _rows(path: Path) -> Iterator[dict]:
         file = pq.ParquetFile(path, pre_buffer=False)  # or else the whole file is held twice
         if missing := [name for name in FEATURES if name not in (*file.schema_arrow.names, *OWN)]:
             raise DataError(f"{path} has no column {', '.join(missing)}; it needs ScienceQA's 13 fields")
+        if twice := [name for name in FEATURES if file.schema_arrow.names.count(name) > 1]:
+            raise DataError(f"{path} has several columns called {twice[0]}; keep one of them")
         first = 0
         for batch in file.iter_batches(ROWS):
             yield from _values(batch, path, first)

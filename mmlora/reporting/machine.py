@@ -44,7 +44,6 @@ def machine() -> dict:
     """The machine in words: system, cpu, its instructions that decide how fast products are (where Linux tells them; a name such
     as "Xeon Processor" does not), cores this process may use, memory_gb, gpu (None without one), precision; processes, where
     several shared the work."""
-    import psutil
     import torch
 
     from mmlora.models import processes
@@ -59,11 +58,21 @@ def machine() -> dict:
         "cpu": _cpu_name(),
         "instructions": _instructions(),
         "cores": cores,
-        "memory_gb": round(psutil.virtual_memory().total / GB, 1),
+        "memory_gb": _memory_gb(),
         "gpu": gpu,
         "precision": products(),
         **({"processes": processes.count()} if processes.count() > 1 else {}),
     }
+
+
+def _memory_gb() -> float | None:
+    """None on a machine that hides it, which is no reason to lose a record."""
+    import psutil
+
+    try:
+        return round(psutil.virtual_memory().total / GB, 1)
+    except Exception:  # psutil raises its own errors, the system's, and NotImplementedError
+        return None
 
 
 def _of_processor(key: str) -> str:
