@@ -101,10 +101,10 @@ def write_adapter(
 
     `facts` stand in its card. Raises `OSError` as the disk does.
     """
-    task = {"task": f"ScienceQA-style multiple choice ({run.settings.data})"}
+    task = f"ScienceQA-style multiple choice ({run.settings.data})"
     data_licence = licence(run.settings.data, run.train)
     with whole_folder(run.folder / name) as folder:
-        save_adapter(run.model, folder, {**task, **facts}, processor=run.vlm.processor, data_licence=data_licence)
+        save_adapter(run.model, folder, {"task": task, **facts}, processor=run.vlm.processor, data_licence=data_licence)
         for file, text in (beside or {}).items():
             write_whole(folder / file, text)
 

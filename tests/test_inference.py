@@ -440,9 +440,8 @@ def test_a_trained_smolbridge_samples_answers(capsys):
     assert all(reply.ended for replies in drawn for reply in replies)
     named = [parse_answer(r.text, p.choices) for p, replies in zip(problems, drawn) for r in replies]
     assert None not in named
-    with evaluating(vlm):
-        expected, _ = generate(vlm, prompts[:1], 80)
     reply = drawn[0][0]
     assert reply.log_probabilities == pytest.approx(whole_row(vlm, prompts[0], reply.tokens), abs=1e-3)
     capsys.readouterr()
-    assert ask(vlm, prompt_text(problems[0]), problems[0].image) == expected[0] == capsys.readouterr().out.strip()
+    said = ask(vlm, prompt_text(problems[0]), problems[0].image)
+    assert said == capsys.readouterr().out.strip() and parse_answer(said, problems[0].choices) is not None

@@ -199,7 +199,7 @@ def test_tied_choices_are_no_answer(method, monkeypatch):
     vlm = tinyvlm.build()
     problems = [Problem(str(i), "Which?", ("a", "b", "c"), 0) for i in range(2)]
     rows = [[-1.0, -1.0, -3.0], [-1.0, -3.0, -3.0]]
-    monkeypatch.setattr(answering, "log_likelihoods", lambda vlm, asked, tokens: rows)
+    monkeypatch.setattr(answering, "log_likelihoods", lambda vlm, asked, tokens, adapters: rows)
     with pytest.warns(UserWarning, match="1 of 2 problems have several choices with exactly the highest score"):
         tied, clear = evaluate(vlm, problems, method, progress=False)
     assert (tied.choice, tied.correct, tied.scores) == (None, False, (-1.0, -1.0, -3.0)) and clear.choice == 0
