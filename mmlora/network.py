@@ -44,6 +44,8 @@ def reason(error: BaseException, server: str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if problem := settings_problem():
         return problem
+    if not server.startswith(("http://", "https://")):
+        return f"HF_ENDPOINT is {server!r}, which is no address: write https:// before it, or unset it"
     if "CERTIFICATE_VERIFY_FAILED" in text or isinstance(error, ssl.SSLError):
         return (
             f"the certificate of {server} cannot be verified ({text}): if a company's proxy decrypts connections, set "

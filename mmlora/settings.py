@@ -239,8 +239,7 @@ def _plain(name: str, kind: Any, value: Any) -> Any:
     elif kinds[0] is bool and isinstance(value, bool):
         return value
     elif kinds[0] in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        own: Any = int if isinstance(value, numbers.Integral) else float
-        return value if type(value) is own else own(value)
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
     number = "a number above 0" if name in POSITIVE else "a number"
     what = {str: "a name or a path", bool: "True or False", int: number, float: number}
     raise SettingsError(f"{name} is {value!r:.60}; give {what.get(kinds[0], 'names separated by commas')}")

@@ -29,7 +29,7 @@ from mmlora.errors import MMLoraError
 from mmlora.files import sha256
 from mmlora.models import base
 from mmlora.models.hub import HubError
-from mmlora.models.resolution import ResolutionError
+from mmlora.models.resolution import ResolutionError, set_side
 from mmlora.models.vlm import UnknownModel, load_base
 from mmlora.smolbridge import assemble, processor, wheels
 from mmlora.smolbridge.assemble import assembled
@@ -552,3 +552,11 @@ def test_weights_that_are_a_folder_are_a_sentence(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(MMLoraError, match="model.safetensors cannot be used"):
         load_base(tmp_path)
+
+
+def test_a_side_that_a_processor_cannot_make_is_refused_and_leaves_it_as_it_was():
+    processor = families.build("smolvlm").processor
+    before = dict(processor.image_processor.size)
+    with pytest.raises(ResolutionError, match="no pictures of 1 pixels a side .*give another side"):
+        set_side(processor, 1)
+    assert dict(processor.image_processor.size) == before

@@ -174,3 +174,8 @@ def test_what_a_client_raises_becomes_a_reason(no_proxies, error, words):
 def test_a_date_to_wait_for_becomes_seconds():
     answer = SimpleNamespace(status_code=429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})
     assert "wait 0 seconds" in network.reason(SimpleNamespace(response=answer), HUB)
+
+
+def test_an_endpoint_without_its_protocol_is_named(no_proxies):
+    said = network.reason(RuntimeError("Request URL is missing an 'http://' or 'https://' protocol."), "hub.example")
+    assert said == "HF_ENDPOINT is 'hub.example', which is no address: write https:// before it, or unset it"

@@ -8,6 +8,8 @@ from PIL import Image
 
 from mmlora.errors import MMLoraError
 
+SHOWN = 120  # characters of a library's message
+
 
 class ResolutionError(MMLoraError, ValueError):
     """A size that this model's processor cannot be given; the message says which sizes it has."""
@@ -33,7 +35,15 @@ def set_side(processor: Any, side: int) -> None:
         changed = {"longest_edge": side}
     else:
         changed = {"shortest_edge": min(size["shortest_edge"], side**2), "longest_edge": side**2}
-    pictures.size = type(pictures.size)(**changed)
+    before, pictures.size = pictures.size, type(pictures.size)(**changed)
+    try:
+        visual_tokens(processor)
+    except Exception as error:  # processors and torch raise errors of many kinds
+        pictures.size = before
+        reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
+        raise ResolutionError(
+            f"this model's processor makes no pictures of {side} pixels a side ({reason}); give another side, such as 512"
+        ) from error
 
 
 def see_all(processor: Any) -> None:
