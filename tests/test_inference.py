@@ -319,7 +319,7 @@ def test_a_reply_cut_at_the_context_length_is_named_once_and_has_not_ended():
     vlm.model.config.max_position_embeddings = limit
     hook = vlm.model.register_forward_hook(never(vlm.processor.tokenizer.eos_token_id))
     try:
-        with pytest.warns(UserWarning, match=rf"replies to long \(1 in all\) were cut where the {limit} tokens"):
+        with pytest.warns(UserWarning, match=rf"replies to long \(1 in all\) were cut at the {limit} tokens"):
             long, other = sample(vlm, [prompt, short], 12, Sampling(replies=2))
         with evaluating(vlm), pytest.warns(UserWarning, match=r"to long \(1 in all\)"):
             assert generate(vlm, [prompt, short], 12)[1] == 2
