@@ -8,7 +8,7 @@
 - neighbour_spinning: the same with threads that spin while they wait, as OpenMP's do unless they are told otherwise.
 - neighbour_one_thread: the same on one thread.
 - one_core: the run may use one core only.
-- six_gigabytes: the run and its kernel may each allocate 6 GB of memory (RLIMIT_DATA).
+- six_gigabytes: the run and its kernel may each map 6 GB of writable memory (RLIMIT_DATA, which counts address space, not pages in use).
 
 Each is a whole run in processes of its own; `wall_minutes` counts from the command to its end, start included. The model, data,
 seed and problems are the same for all.
