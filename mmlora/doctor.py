@@ -206,9 +206,7 @@ def hub_answer() -> str:
         from huggingface_hub.utils import get_session
 
         get_session().head(_hub_address(), timeout=PATIENCE)
-    except (
-        Exception
-    ) as error:  # the client's exceptions differ between releases, and a broken client must not end the report
+    except Exception as error:  # the client's differ between releases, and a broken one must not end the report
         return network.reason(error, _hub_address())
     return ""
 

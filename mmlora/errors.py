@@ -11,3 +11,8 @@ class MMLoraError(Exception):
     """
 
     code = 2  # the command line's exit code
+
+
+def on_one_line(error: BaseException, most: int | None = None) -> str:
+    """What another library's error says, on one line and cut after `most` characters; its type if it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -185,10 +185,8 @@ class Experiment:
                 evaluate(self.learner, some, self.settings.method, max_new_tokens=tokens, progress=False)
             seconds = perf_counter() - began
         pictures = min(sum(p.image is not None for p in self.test), self.budget.control_problems)
-        asked = (
-            len(self.test),
-            len(self.transfer) + CONTROLS * pictures,
-        )  # in two calls, each as long as its longest reply
+        # scoring makes two calls, each of which takes as long as its longest reply
+        asked = len(self.test), len(self.transfer) + CONTROLS * pictures
         rows = sum(max(len(trial), count) for count in asked if count)
         self.timing.expect(seconds * rows / len(trial), sum(asked))
         return self.timing.reserved or 0.0

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from mmlora import guests
 from mmlora.adapters.config import CONFIG, named_base
+from mmlora.errors import on_one_line
 from mmlora.models import catalog, hub
 from mmlora.models.vlm import UnknownModel, refuse_speechless
 from mmlora.paths import RESULTS
@@ -134,7 +135,7 @@ def _decoder(name: str, said: dict) -> Any:
         refuse_speechless(name, config)
         return config.get_text_config()
     except (AttributeError, TypeError, ValueError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = on_one_line(error, 300)
         raise hub.HubError(f"the configuration of {name} is not valid ({reason}); copy or fetch it again") from error
 
 

@@ -18,7 +18,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from mmlora.errors import on_one_line
+
 SOCKS = ("socks5", "socks5h")  # the kinds of SOCKS that the hub's client speaks, once socksio is installed
+#: What the client raises when it reads an answer that is not a hub's.
+NOT_A_HUB = (ValueError, LookupError, TypeError, AssertionError)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 ABOUT_TOKENS = re.compile(r"\btokens?\b|credential|expired", re.IGNORECASE)
@@ -41,7 +45,7 @@ def reason(error: BaseException, server: str) -> str:
     """Why `server` did not give what it was asked for, in a phrase; `error` is what huggingface_hub raised."""
     if getattr(error, "response", None) is not None:
         return _answered(error, server)
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = on_one_line(error)
     if problem := settings_problem():
         return problem
     if not server.startswith(("http://", "https://")):
@@ -59,9 +63,7 @@ def reason(error: BaseException, server: str) -> str:
         return f"{error.filename} cannot be read or written ({error.strerror or text})"
     if "Bearer" in text or isinstance(error, UnicodeEncodeError):  # the text would show the token
         return "your token holds characters that cannot be sent: set HF_TOKEN anew, or run `hf auth login`"
-    if isinstance(
-        error, (ValueError, LookupError, TypeError, AssertionError)
-    ):  # from reading an answer that is not a hub's
+    if isinstance(error, NOT_A_HUB):
         return f"{server} does not answer as a hub does ({text}): check HF_ENDPOINT, and whether the network asks for a login"
     return f"{server} cannot be reached{_through(server)} ({text})"
 

@@ -1,8 +1,8 @@
 """Threads that share this machine with other programs.
 
 The threads of one matrix product wait for each other. By default OpenMP's spin while they wait, which costs nothing on
-idle cores; where another program uses a core, they take up the time in which the thread that they wait for could run
-(measured in results/speed/busy.json). With a passive policy they sleep. The policy is read once, when torch is imported:
+idle cores; where another program uses a core, they take up the time in which the thread that they wait for could run.
+With a passive policy they sleep (results/speed/busy.json). The policy is read once, when torch is imported:
 
 - Linux wheels bring libgomp: `OMP_WAIT_POLICY=PASSIVE` sets its `GOMP_SPINCOUNT` to 0 (GCC's libgomp manual, 4.20 and 4.24).
 - Wheels for macOS bring LLVM's libomp, those for Windows Intel's libiomp5, conda's either: there `PASSIVE` sets
@@ -52,19 +52,19 @@ def used_by_others(seconds: float = 0.3) -> tuple[float, int]:
     return min(max(0.0, others), float(len(allowed))), len(allowed)
 
 
-def fewer() -> int | None:
-    """How many threads leave other programs the cores that they use; None where they use less than half a core."""
-    used, cores = used_by_others()
-    left = cores - max(1, round(used))
-    return max(1, left) if cores > 1 and used >= 0.5 else None
-
-
 def seen_of_others() -> tuple[float, int] | None:
     """`used_by_others`; None on a machine that hides it, as Android and some containers do."""
     try:
         return used_by_others()
     except Exception:  # psutil raises its own errors, the system's, and NotImplementedError
         return None
+
+
+def fewer() -> int | None:
+    """How many threads leave other programs the cores that they use; None where they use less than half a core."""
+    used, cores = seen_of_others() or (0.0, 1)
+    left = cores - max(1, round(used))
+    return max(1, left) if cores > 1 and used >= 0.5 else None
 
 
 def say_if_busy() -> None:

@@ -20,9 +20,7 @@ from mmlora.training.trial import samples_per_second
 
 SPARE = 1.1  # of the time that scoring was estimated to take
 CLOSING = 0.4  # minutes for maps, examples and the report, about what two cores take
-MOST = (
-    0.3  # of the minutes for scoring, as on a quiet machine: a slow one scores fewer problems and trains longer instead
-)
+MOST = 0.3  # of the minutes for scoring, as on a quiet machine: a slow one scores fewer problems and trains longer
 BASE_TRIAL = 16  # problems that are answered to see how long the baseline will take
 BASE_SHARE = 0.1  # of the minutes, which the baseline may take before it is scored on fewer problems
 WORTH = 1.1  # how much faster fewer threads have to be before a run takes them
@@ -54,9 +52,8 @@ class Timing:
 
     def _kept(self, minutes: float) -> float:
         """The minutes to reserve if answering takes `minutes`."""
-        if (
-            self.promised and self.budget.test_problems is not None
-        ):  # a whole split is scored in full, to compare with published figures
+        whole = self.budget.test_problems is None  # it is scored in full, to compare with published figures
+        if self.promised and not whole:
             minutes = min(minutes, MOST * self.budget.minutes)
         return minutes + self.closing
 
@@ -86,8 +83,7 @@ class Timing:
         """Choose the number of threads and refuse a training that would see too few samples."""
         settings = self.settings.training(minutes)
         speed = samples_per_second(model, samples, settings)
-        fewer = threads.fewer()
-        if speed is not None and fewer and model.device.type == "cpu":
+        if speed is not None and model.device.type == "cpu" and (fewer := threads.fewer()):
             before = torch.get_num_threads()
             torch.set_num_threads(fewer)
             other = samples_per_second(model, samples, settings) or 0.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from faulty.world import BATCH, RANK, RATE, STEPS, Progress, World, digest, end, short_of_memory
+from faulty.world import BATCH, RANK, RATE, STEPS, Progress, World, digest, end
 from mmlora import experiment
 from mmlora.adapters.files import load_vlm, save_adapter
 from mmlora.encoding.prefix import PrefixCache
@@ -45,9 +45,7 @@ def train(
     rows: int | None = None,
 ) -> dict:
     """Cache, training (resumed if there is a checkpoint), adapter. `plain` uses no cache; only `rows` samples fit in memory."""
-    model = world.adapted(dropout)
-    if rows is not None:
-        short_of_memory(model, rows)
+    model = world.adapted(dropout, rows=rows)
     data = samples or world.samples()
     known = data if plain else PrefixCache.build(model, data, cache or folder / "cache")
 

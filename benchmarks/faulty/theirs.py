@@ -21,7 +21,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from faulty.ours import said
-from faulty.world import BATCH, RATE, STEPS, Progress, World, digest, end, short_of_memory
+from faulty.world import BATCH, RATE, STEPS, Progress, World, digest, end
 from mmlora.encoding.sample import Sample, collate
 from mmlora.encoding.samples import Samples
 
@@ -84,9 +84,7 @@ def train(
     rows: int | None = None,
 ) -> dict:
     """Training (resumed if there is a checkpoint) and adapter; `cache` and `plain` matter on the other side only."""
-    model = world.adapted(dropout)
-    if rows is not None:
-        short_of_memory(model, rows)
+    model = world.adapted(dropout, rows=rows)
     work = trainer(world, folder, model, samples, rows is not None, Watch(progress, stop))
     run = folder / "run"
     work.train(resume_from_checkpoint=get_last_checkpoint(str(run)) if run.is_dir() else None)

@@ -40,9 +40,12 @@ class World:
     def samples(self) -> Samples:
         return Samples(self.vlm, self.lessons)
 
-    def adapted(self, dropout: float = 0.1, seed: int = 0) -> nn.Module:
-        """The model with a fresh adapter on its upper half: the same for both sides."""
-        return attach(self.vlm.model, rank=RANK, layers=(2, 3), dropout=dropout, seed=seed)
+    def adapted(self, dropout: float = 0.1, seed: int = 0, rows: int | None = None) -> nn.Module:
+        """The model with a fresh adapter on its upper half: the same for both sides. Only `rows` samples fit in memory."""
+        model = attach(self.vlm.model, rank=RANK, layers=(2, 3), dropout=dropout, seed=seed)
+        if rows is not None:
+            short_of_memory(model, rows)
+        return model
 
     def learned(self, seed: int) -> nn.Module:
         """The same with random products, as if trained."""

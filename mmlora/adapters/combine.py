@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from mmlora.adapters.named import own_config
 from mmlora.adapters.wrapping import AdapterError, adding, refuse_name, rewrites
+from mmlora.errors import on_one_line
 
 #: Of the updates: `cat` is their exact sum and its ranks add up; the others approximate by a singular value decomposition.
 Sum = Literal["cat", "svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd"]
@@ -72,7 +73,7 @@ def combine(
             _fill_up(model, name)
             error = _distance(model, names, weights, name)
     except (ValueError, RuntimeError, TypeError, KeyError) as failed:
-        reason = " ".join(str(failed).split()) or type(failed).__name__
+        reason = on_one_line(failed)
         raise AdapterError(f"{', '.join(names)} cannot be combined by {how}: {reason}") from failed
     for parameter, learned in learning:  # peft freezes what has the new name anywhere in its own
         parameter.requires_grad_(learned)

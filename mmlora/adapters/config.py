@@ -13,6 +13,7 @@ import peft
 from peft import LoraConfig
 
 from mmlora.adapters.wrapping import AdapterError
+from mmlora.errors import on_one_line
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -20,6 +21,7 @@ PICKLE = "adapter_model.bin"
 #: peft's task types that keep the decoder's language-model head; the others replace it by a head that scores.
 SPEAKS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 NUMBERS = 32  # characters of a value that are shown
+SHOWN = 300  # characters of a library's message
 
 
 def named_base(folder: Path) -> str | None:
@@ -55,7 +57,7 @@ def read(folder: Path) -> LoraConfig:
         return LoraConfig(**(said | {"inference_mode": True}))
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise AdapterError(
-            f"{folder / CONFIG} is not valid for peft {peft.__version__} ({_line(error)}); fetch it again or update peft"
+            f"{folder / CONFIG} is not valid for peft {peft.__version__} ({on_one_line(error, SHOWN)}); fetch it again or update peft"
         ) from error
 
 
@@ -65,7 +67,9 @@ def _said(folder: Path) -> dict[str, Any]:
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{file} cannot be read as JSON ({_line(error)}); copy or fetch it again") from error
+        raise AdapterError(
+            f"{file} cannot be read as JSON ({on_one_line(error, SHOWN)}); copy or fetch it again"
+        ) from error
     if not isinstance(said, dict):
         raise AdapterError(f"{file} is not a JSON object; copy or fetch it again")
     return said
@@ -127,7 +131,3 @@ def _refuse_unsound(said: Mapping[str, Any], folder: Path) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

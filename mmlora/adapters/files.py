@@ -37,11 +37,11 @@ from mmlora.adapters.wrapping import (
     refuse_name,
     rewrites,
 )
-from mmlora.errors import MMLoraError
+from mmlora.errors import MMLoraError, on_one_line
 from mmlora.files import refusals
 from mmlora.guests import UNKNOWN_LICENCE
 from mmlora.models import connector
-from mmlora.models.base import OF_ADAPTERS, Base, base_of, own_name, stored_as
+from mmlora.models.base import Base, base_of, own_name, stored_as
 from mmlora.models.resolution import set_side
 from mmlora.models.vlm import VLM, base_model, load_base
 from mmlora.models.words import refuse_unfit
@@ -98,9 +98,8 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name, own_settings = own_config(model, name)
-    own = get_peft_model_state_dict(
-        model, adapter_name=name, save_embedding_layers=False
-    )  # or else peft asks the hub whether they changed
+    # save_embedding_layers=False, or else peft asks the hub whether they changed
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     taken = {own_name(key.removeprefix(PREFIX)) for key in own}  # such as biases, which peft itself saves
     beside = {key: tensor for key, tensor in (beside or {}).items() if key not in taken}
     marks = {
@@ -126,10 +125,8 @@ def write(
 
 def _beside(model: PeftModel) -> dict[str, torch.Tensor]:
     """What trains beside the adapter, or was loaded with it."""
-    base = base_model(model)
-    kept = {id(parameter) for parameter, _ in getattr(base, BESIDE, ())}
-    named = ((own_name(n), p) for n, p in base.named_parameters() if not OF_ADAPTERS.search(f".{n}"))
-    return {n: p for n, p in named if p.requires_grad or id(p) in kept}
+    kept = {id(parameter) for parameter, _ in getattr(base_model(model), BESIDE, ())}
+    return {n: p for n, p in base_parameters(model).items() if p.requires_grad or id(p) in kept}
 
 
 def _ready(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -194,7 +191,7 @@ def _kept_processor(own: Any, folder: Path) -> Any:
     try:
         return type(own).from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises no kind of its own
-        reason = " ".join(str(error).split())[:300]
+        reason = on_one_line(error, 300)
         raise AdapterError(f"the processor in {folder} cannot be read ({reason}); copy or fetch it again") from error
 
 
@@ -248,9 +245,7 @@ def _filled(
     """The model with the adapter; the base's parameters that it changes are listed in the base's attribute `BESIDE`."""
     base = base_model(model)
     own: list[tuple[nn.Parameter, torch.Tensor]] = []
-    if rewrites(
-        config
-    ):  # such an adapter first rewrites the base's weights, and is a difference from the rewritten ones
+    if rewrites(config):  # it rewrites the base's weights first, and is a difference from the rewritten ones
         own = [(p, p.detach().clone()) for m in base.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
     try:
         if not isinstance(model, PeftModel):
@@ -268,9 +263,7 @@ def _filled(
             "installed peft and transformers do not know"
         ) from misfit
     except Exception as error:  # peft raises many types, some of them when half of the modules are wrapped
-        raise AdapterError(
-            f"the adapter in {folder} does not fit this model: {' '.join(str(error).split())[:400]}"
-        ) from error
+        raise AdapterError(f"the adapter in {folder} does not fit this model: {on_one_line(error, 400)}") from error
     return adapted
 
 

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
+from mmlora.errors import on_one_line
 from mmlora.models.base import OF_ADAPTERS
 from mmlora.models.vlm import base_model
 
@@ -57,11 +58,10 @@ def fill(model: PeftModel, tensors: Mapping[str, torch.Tensor], adapter: str) ->
         if found := _SHAPES.search(str(error)):
             name, theirs, ours = found.groups()
             raise Misfit(f"{name} has shape {theirs}, not {ours}") from error
-        raise Misfit(" ".join(str(error).split())) from error
+        raise Misfit(on_one_line(error)) from error
     places = dict(model.named_parameters(remove_duplicate=False))
-    filled = {
-        id(place) for name, place in places.items() if name not in result.missing_keys
-    }  # tied parameters have two names
+    # by identity, because tied parameters have two names
+    filled = {id(place) for name, place in places.items() if name not in result.missing_keys}
     unfilled = [name for name in result.missing_keys if id(places.get(name)) not in filled]
     own = f".{adapter}."  # what other adapters hold is not in the file
     missing = sorted(n for n in unfilled if n in needed or (OF_ADAPTERS.search(n) and own in f"{n}."))

@@ -11,6 +11,7 @@ import torch
 
 from mmlora.adapters.config import CONFIG
 from mmlora.adapters.wrapping import AdapterError
+from mmlora.models.base import tensor_bytes
 
 FILES, NUMBERS = "files_sha256", "tensors_sha256"  # the metadata's keys
 #: The files of a folder that change a model's answers, beside the adapter's own tensors; the others are not checked.
@@ -23,7 +24,7 @@ def of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        found.update(tensor_bytes(tensor))
     return found.hexdigest()
 
 

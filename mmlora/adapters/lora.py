@@ -35,6 +35,7 @@ from mmlora.adapters.wrapping import (
     rewrites,
     take_no_torchao,
 )
+from mmlora.errors import on_one_line
 from mmlora.models.base import OF_ADAPTERS, stored_as, unmark
 from mmlora.models.vlm import base_model
 
@@ -124,7 +125,7 @@ def _fresh(model: nn.Module, config: LoraConfig, name: str) -> PeftModel:
             adapted = put_on(model, config, name)
             activate(adapted, name)
     except Exception as error:  # peft's own refusals are of many kinds
-        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        reason = on_one_line(error, 400)
         raise AdapterError(f"peft cannot put this adapter on the model: {reason}") from error
     own = {id(p) for n, p in adapted.named_parameters() if not OF_ADAPTERS.search(f".{n}")}
     changed = [(p, old) for p, old in before if id(p) in own and (p.requires_grad or not torch.equal(p, old))]
@@ -179,7 +180,7 @@ def merge(model: PeftModel) -> PreTrainedModel:
             model.merge_adapter()  # every module or, if one fails, none
         except (ValueError, RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
             model.unmerge_adapter()
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = on_one_line(error)
             raise AdapterError(f"this adapter cannot be merged into the weights ({reason}): use it unmerged") from error
         merged = model.merge_and_unload()
     if left:

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
-from mmlora.adapters.wrapping import BASE_ONLY, AdapterError, activate, is_wrapped, refuse_spent, remove
+from mmlora.adapters.wrapping import BASE_ONLY, AdapterError, activate, refuse_inner, refuse_spent, remove
 from mmlora.models.vlm import base_model, decoder_layers
 
 
@@ -83,11 +83,8 @@ def own_config(model: nn.Module, name: str | None = None) -> tuple[str, LoraConf
     Raises `AdapterError` for none, for several where no name is given, an unknown name, and another kind than LoRA.
     """
     refuse_spent(model)
+    refuse_inner(model)
     configs = getattr(model, "peft_config", {}) if isinstance(model, PeftModel) else {}
-    if not configs and is_wrapped(model):
-        raise AdapterError(
-            "this is the base inside an adapted model; give the model that attach or load_adapter returned"
-        )
     if not configs:
         raise AdapterError(
             "this model carries no adapter: none was attached or loaded, or it was merged or taken off already"

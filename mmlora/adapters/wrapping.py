@@ -44,6 +44,14 @@ def refuse_spent(model: nn.Module) -> None:
         )
 
 
+def refuse_inner(model: nn.Module) -> None:
+    """Raise `AdapterError` for the base inside a `PeftModel`: it has the adapter's layers and not its names."""
+    if not isinstance(model, PeftModel) and is_wrapped(model):
+        raise AdapterError(
+            "this is the base inside an adapted model; give the model that attach or load_adapter returned"
+        )
+
+
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise `AdapterError` where the model carries an adapter already."""
     refuse_spent(model)
@@ -67,10 +75,7 @@ def rewrites(config: LoraConfig) -> bool:
 def refuse_name(model: nn.Module, name: str) -> None:
     """Raise `AdapterError` unless another adapter of this name can be put on `model`."""
     refuse_spent(model)
-    if not isinstance(model, PeftModel) and is_wrapped(model):
-        raise AdapterError(
-            "this is the base inside an adapted model; give the model that attach or load_adapter returned"
-        )
+    refuse_inner(model)
     there = list(getattr(model, "peft_config", {})) if isinstance(model, PeftModel) else []
     if name in there:
         raise AdapterError(

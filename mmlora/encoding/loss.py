@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mmlora.models.vlm import base_model
+from mmlora.models.vlm import base_model, evaluation_mode
 
 IGNORED = -100  # the label that takes no part in the loss, torch's own convention
 EXACT, ROUNDED = 1e-3, 5e-2  # how far two ways to compute a loss may differ, in float32 and in half precision
@@ -216,17 +216,16 @@ def needs_own_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> bool:
     A bias (some GPT-like heads) and a weight that trains tell by themselves, a scale (Cohere, Granite) by this batch's loss.
     """
     inner = base_model(model)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluation_mode(model):
         numbers = {p.dtype for n, p in inner.named_parameters() if p.is_floating_point() and "lora_" not in n}
         exact = torch.autocast(inner.device.type, enabled=False) if len(numbers) == 1 else nullcontext()
-        with exact:  # a connector that learns in float32 needs the caller's autocast to meet towers in half precision
-            (ours, tokens), (theirs, _) = batch_loss(model, batch), batch_loss(model, batch, own=True)
-    finally:
-        torch.clear_autocast_cache()  # older torch would go on with these casts, which have no gradient
-        for module in training:
-            module.training = True
+        try:
+            with (
+                exact
+            ):  # a connector that learns in float32 needs the caller's autocast to meet towers in half precision
+                (ours, tokens), (theirs, _) = batch_loss(model, batch), batch_loss(model, batch, own=True)
+        finally:
+            torch.clear_autocast_cache()  # older torch would go on with these casts, which have no gradient
     head = inner.get_output_embeddings()
     biased = getattr(head, "bias", None) is not None or any(p.requires_grad for p in head.parameters())
     close = EXACT if getattr(head, MULTIPLIED, head.weight).dtype == torch.float32 else ROUNDED

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmlora.encoding.conversation import EncodingError
-from mmlora.errors import MMLoraError
+from mmlora.errors import MMLoraError, on_one_line
 from mmlora.models.memory import out_of_memory
+from mmlora.problems.rows import half_character
 
 SAID = 300  # characters of a library's own message that are repeated
 
@@ -20,21 +21,14 @@ def naming(id: str, *texts: str) -> Iterator[None]:
     except MMLoraError:
         raise
     except Exception as error:  # processors raise ValueError, TypeError, KeyError, RuntimeError and their own
-        if isinstance(error, MemoryError) or out_of_memory(error):
+        if out_of_memory(error):
             raise
-        reason = next(filter(None, map(_unwritable, texts)), None) or " ".join(str(error).split())[:SAID].rstrip(".")
-        raise EncodingError(
-            f"problem {id} cannot be encoded ({reason or type(error).__name__}); fix it, or leave it out"
-        ) from error
+        reason = next(filter(None, map(_unwritable, texts)), None) or on_one_line(error, SAID).rstrip(".")
+        raise EncodingError(f"problem {id} cannot be encoded ({reason}); fix it, or leave it out") from error
 
 
 def _unwritable(text: object) -> str | None:
     """What is wrong with the text: it is not text, or UTF-8 cannot encode a character of it; None if nothing is."""
     if not isinstance(text, str):
         return f"{text!r:.60} is not text"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        lone = text[error.start]
-        return f"character {error.start + 1} of {text[:20]!r} is {lone!r}, half of a surrogate pair, which UTF-8 cannot encode"
-    return None
+    return half_character(repr(text[:20]), text)

@@ -31,6 +31,7 @@ from mmlora.encoding.sample import Sample, collate
 from mmlora.encoding.samples import Samples, without_pixels
 from mmlora.files import REFUSALS, ROOM
 from mmlora.models import processes
+from mmlora.models.base import tensor_bytes
 from mmlora.models.memory import HELD, give_back, in_parts
 from mmlora.models.precision import finite, mixed, precision
 from mmlora.models.vlm import base_model, decoder_layers
@@ -192,7 +193,7 @@ def _key(model: nn.Module, samples: Samples, first: int) -> str:
     upper = {id(t) for layer in decoder_layers(model)[first:] for t in (*layer.parameters(), *layer.buffers())}
     for tensor in (*core.parameters(), *core.buffers()):
         if id(tensor) not in upper:
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+            digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

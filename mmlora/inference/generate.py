@@ -23,9 +23,7 @@ from mmlora.models.vlm import VLM
 PREFILL_ROWS = 64  # replies whose prompts are in one prefill: its matrix products are large enough
 CACHE_BYTES = 2**30  # of KV cache that is decoded together, where more prompts are given
 NAMED_IDS = 10  # ids that a message names at most
-COMPACT_BELOW = (
-    0.75  # ended rows leave the batch when at most this share is still active: leaving copies those that stay
-)
+COMPACT_BELOW = 0.75  # share of rows still active at which ended ones leave the batch: that copies those that stay
 
 #: From logits (rows, vocabulary) and the rows' numbers, int64 (rows,), to their next tokens, int64 (rows,).
 Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

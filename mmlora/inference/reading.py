@@ -16,6 +16,9 @@ def reader(vlm: VLM) -> Callable[[Image.Image], str] | None:
     words_read = getattr(package, "words_read", None)
     if words_read is None:
         return None
-    return lambda picture: " ".join(
-        "".join(word for word, _ in words_read(vlm, picture)).split()
-    )  # without empty tokens
+
+    def read(picture: Image.Image) -> str:
+        text = "".join(word for word, _ in words_read(vlm, picture))
+        return " ".join(text.split())  # without empty tokens
+
+    return read

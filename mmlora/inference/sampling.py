@@ -25,9 +25,7 @@ COLDEST = 1e-3  # the lowest temperature: logits divided by less may leave float
 class Sampling:
     """How next tokens are drawn. Raises `InferenceError` for values that define no distribution."""
 
-    temperature: float = (
-        1.0  # divides the logits; 1 draws from the model's own distribution, 0 takes the likeliest token
-    )
+    temperature: float = 1.0  # divides the logits; 1 is the model's own distribution, 0 takes the likeliest token
     top_p: float = 1.0  # 1 leaves no token out; below, the tail of unlikely tokens is never drawn (arXiv 1904.09751)
     seed: int = 0  # fixed, so that a run can be repeated
     replies: int = 1  # to each prompt, whose prefill they share

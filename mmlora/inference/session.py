@@ -21,7 +21,7 @@ from mmlora.encoding.loss import on_device
 from mmlora.encoding.sample import SAID, Sample, collate
 from mmlora.models import processes
 from mmlora.models.precision import mixed
-from mmlora.models.vlm import VLM, base_model
+from mmlora.models.vlm import VLM, base_model, evaluation_mode
 
 SPARE = 16  # tokens that a KV cache grows by: growing copies all of it, so this divides the copies by sixteen
 
@@ -188,12 +188,6 @@ def evaluating(vlm: VLM, layers: fused | None = None) -> Iterator[None]:
 
     `layers` are fused layers to enter again, so that what they prepared in an earlier call is not prepared anew.
     """
-    training: list[torch.nn.Module] = [m for m in vlm.model.modules() if m.training]
-    vlm.model.eval()
     without = torch.no_grad if processes.sharded() else torch.inference_mode  # a shard's buffers serve training too
-    try:
-        with without(), mixed(vlm.model.device), layers or fused(vlm.model):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluation_mode(vlm.model), without(), mixed(vlm.model.device), layers or fused(vlm.model):
+        yield

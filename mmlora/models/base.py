@@ -95,6 +95,11 @@ def own_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's values as bytes, in its own dtype, for a hash."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
 def _values_hash(model: nn.Module, beside: Container[str]) -> str:
     """All names and shapes, and 64 values of each tensor as bfloat16, under any adapter."""
     digest = hashlib.sha256()

@@ -115,7 +115,7 @@ def adopt(vlm: VLM, tensors: dict[str, torch.Tensor]) -> VLM:
         model.load_state_dict(tensors, strict=False)  # these and no others
     digest = sha256(base.weights.encode())
     for name in sorted(tensors):
-        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(bases.tensor_bytes(tensors[name]))
     bases.mark(model, replace(base, weights=digest.hexdigest()))
     setattr(model, ALIGNED, tensors)
     return vlm

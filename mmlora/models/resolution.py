@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from mmlora.errors import MMLoraError
+from mmlora.errors import MMLoraError, on_one_line
 
 SHOWN = 120  # characters of a library's message
 
@@ -40,7 +40,7 @@ def set_side(processor: Any, side: int) -> None:
         visual_tokens(processor)
     except Exception as error:  # processors and torch raise errors of many kinds
         pictures.size = before
-        reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
+        reason = on_one_line(error, SHOWN)
         raise ResolutionError(
             f"this model's processor makes no pictures of {side} pixels a side ({reason}); give another side, such as 512"
         ) from error

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from mmlora import guests
-from mmlora.errors import MMLoraError
+from mmlora.errors import MMLoraError, on_one_line
 from mmlora.files import refusals
 from mmlora.models import base as bases
 from mmlora.models import catalog, hub, processes
@@ -88,6 +88,18 @@ class TextProcessor:
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PeftModel, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, every module is in evaluation mode; afterwards each one's training flag is what it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -179,7 +191,7 @@ def explained(name: str) -> Iterator[None]:
     except Exception as error:  # a damaged file may end in any of them
         if out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
+        reason = on_one_line(error, SHOWN)
         if "trust_remote_code" in reason or "custom code" in reason:
             reason = "one of its files asks for code of its own, which mmlora never runs"
         raise hub.HubError(

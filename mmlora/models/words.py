@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mmlora.errors import MMLoraError
+from mmlora.errors import MMLoraError, on_one_line
 
 TURN = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
 
@@ -39,7 +39,7 @@ def refuse_unfit(name: str, model: PreTrainedModel, processor: Any) -> None:
     try:
         processor.apply_chat_template(TURN, add_generation_prompt=True)
     except Exception as error:  # Jinja's own, or whatever the template's functions raise
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = on_one_line(error)
         raise TokenizerError(
             f"the chat template of {name} cannot write a user's turn ({said}); fix its chat template file, or choose "
             "another model"

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from mmlora import network
-from mmlora.errors import MMLoraError
+from mmlora.errors import MMLoraError, on_one_line
 from mmlora.files import refusals, write_whole
 from mmlora.models.memory import out_of_memory
 from mmlora.openclip import tower
@@ -101,7 +101,7 @@ def load(name: str, pretrained: str | None = None) -> Clip:
         model, preprocess = _quietly(name, pretrained)
         return Clip(model.eval(), preprocess, open_clip.get_tokenizer(name))
     except Exception as error:  # open_clip's, torch's, safetensors' and the hub's own
-        if isinstance(error, MemoryError) or out_of_memory(error):
+        if out_of_memory(error):
             raise
         weights = pretrained or name
         resized = pretrained and isinstance(error, (AssertionError, AttributeError))  # open_clip tries that first
@@ -125,7 +125,7 @@ def _reason(error: BaseException) -> str:
         return network.reason(asked[-1], constants.ENDPOINT)
     if any(type(each).__module__.startswith(("huggingface_hub", "httpx", "httpcore")) for each in chain):
         return network.reason(chain[-1], constants.ENDPOINT)
-    return " ".join(str(error).split())[:SHOWN] or type(error).__name__
+    return on_one_line(error, SHOWN)
 
 
 def save(clip: Clip, folder: str | Path) -> Path:

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
-from mmlora.errors import MMLoraError
+from mmlora.errors import MMLoraError, on_one_line
 from mmlora.paths import DATA
 from mmlora.problems.pictures import rgb
 
@@ -62,7 +62,7 @@ def from_hub(data: str, split: str = "train", limit: int | None = None) -> list[
     try:
         found = load_dataset(data, split=split)
     except ValueError as error:  # datasets names the splits that there are
-        raise DrawingError(f"{data} cannot be read: {' '.join(str(error).split())}") from error
+        raise DrawingError(f"{data} cannot be read: {on_one_line(error)}") from error
     except (OSError, DatasetsError, HTTPError) as error:
         raise DrawingError(
             f"{data} cannot be had from {constants.ENDPOINT}; check its name and the network, or take the drawings here"

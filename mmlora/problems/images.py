@@ -20,15 +20,8 @@ LONGEST = 255  # bytes that a file system allows a name
 ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*://|www\.)")
 DRIVE = re.compile(r"\s*[A-Za-z]:[\\/]")
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{40,}={0,2}\s*")
-BEGINNINGS = (
-    "iVBORw0KGgo",
-    "/9j/",
-    "R0lGOD",
-    "UklGR",
-    "SUkq",
-    "TU0A",
-    "Qk",
-)  # of PNG, JPEG, GIF, WebP, TIFF and BMP in base64
+#: Of PNG, JPEG, GIF, WebP, TIFF (two) and BMP in base64.
+BEGINNINGS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkq", "TU0A", "Qk")
 
 
 class Finder:

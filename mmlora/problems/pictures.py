@@ -37,9 +37,8 @@ def decoded(data: bytes, own: bool = False) -> Image.Image:
     if picture.format == "PNG":  # the only format with checksums, and decoding does not check all of them
         picture.verify()
         picture = Image.open(io.BytesIO(data))
-    seen = (
-        picture if own and _is_rgb(picture) else rgb(picture)
-    )  # decoded as it will be when it is used: checksums may be right and the content damaged
+    # decoded as it will be when it is used: checksums may be right and the content damaged
+    seen = picture if own and _is_rgb(picture) else rgb(picture)
     turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) != 1
     if turned or seen.size != picture.size or not _is_rgb(picture):
         picture = Image.open(io.BytesIO(_anew(seen, picture.format)))

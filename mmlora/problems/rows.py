@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from mmlora.errors import MMLoraError
+from mmlora.errors import MMLoraError, on_one_line
 from mmlora.problems.pictures import decoded, encoded
 from mmlora.problems.record import LETTERS, Problem, ProblemError, called
 
@@ -94,15 +94,19 @@ def check_text(name: str, value: object) -> str:
     """The value, which is text that can be stored. Raises `ValueError` for any other."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {value!r:.60}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = ascii(value[error.start])
-        raise ValueError(
-            f"character {error.start + 1} of {name} is {half}, half of a surrogate pair, which UTF-8 cannot encode; write the "
-            "whole character or none"
-        ) from error
+    if half := half_character(name, value):
+        raise ValueError(f"{half}; write the whole character or none")
     return value
+
+
+def half_character(name: str, text: str) -> str | None:
+    """Which character of the text UTF-8 cannot encode, in words; None if it can encode all of them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        return f"character {error.start + 1} of {name} is {half}, half of a surrogate pair, which UTF-8 cannot encode"
+    return None
 
 
 def by_lot(rows: Sequence[Row], limit: int | None, whose: str, split: str) -> list[Row]:
@@ -213,5 +217,4 @@ def _content(path: Path) -> bytes:
 
 def reason(error: Exception) -> str:
     """What an error says, on one line."""
-    said = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return said or type(error).__name__
+    return getattr(error, "strerror", None) or on_one_line(error)

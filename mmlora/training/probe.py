@@ -15,9 +15,7 @@ class Probe:
 
     measure: Callable[[], dict]  # `{"correct": …, "n": …}` of the model as it is
     shares: Sequence[float] = SHARES  # of the budget, ascending
-    keep: Callable[[dict], None] | None = (
-        None  # takes the step's record with what was measured: the model is still as it was
-    )
+    keep: Callable[[dict], None] | None = None  # takes the step's record with what was measured, the model unchanged
 
     def ask(self, record: dict) -> None:
         """Measure, and put the result into the step's record, as `validation`.

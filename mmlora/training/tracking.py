@@ -10,9 +10,11 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from mmlora.errors import on_one_line
 from mmlora.training.log import TrainingError
 from mmlora.training.settings import NO_TRACKER, TrainSettings
 
+SHOWN = 300  # characters of a tracker's message
 PROJECT = "mmlora"  # what the tracker files runs under
 
 
@@ -56,7 +58,7 @@ class Tracking:
         except Exception as error:  # each tracker has kinds of its own
             self.accelerator.trackers.clear()  # half started, it could not be finished
             raise TrainingError(
-                f"report_to is {name}, which cannot start ({_line(error)}): mend that, or leave report_to out"
+                f"report_to is {name}, which cannot start ({on_one_line(error, SHOWN)}): mend that, or leave report_to out"
             ) from error
         self.on = True
 
@@ -68,7 +70,9 @@ class Tracking:
             self.accelerator.log(scalars(record), step=record["step"])
         except Exception as error:
             self.on = False
-            self.say(f"{self.settings.report_to} takes no more records ({_line(error)}); training goes on without it")
+            self.say(
+                f"{self.settings.report_to} takes no more records ({on_one_line(error, SHOWN)}); training goes on without it"
+            )
 
     def finish(self) -> None:
         """Let the tracker write what it holds. `end_training` would end the process group too, which scoring needs."""
@@ -76,7 +80,9 @@ class Tracking:
             try:
                 tracker.finish()
             except Exception as error:
-                self.say(f"{self.settings.report_to} did not end well ({_line(error)}); log.jsonl has every record")
+                self.say(
+                    f"{self.settings.report_to} did not end well ({on_one_line(error, SHOWN)}); log.jsonl has every record"
+                )
         self.accelerator.trackers.clear()
         self.on = False
 
@@ -94,7 +100,3 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
     if validation := record.get("validation"):
         found["validation/accuracy"] = validation["correct"] / validation["n"]
     return found
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

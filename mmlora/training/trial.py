@@ -27,12 +27,12 @@ def samples_per_second(model: nn.Module, data: TrainingSet, settings: TrainSetti
     order = batches(data.lengths, settings.batch_size, settings.seed, 0)
     batch = sorted(order, key=lambda indices: sum(data.lengths[i] for i in indices) / len(indices))[len(order) // 2]
     training_mode(model)
+    device = next(p.device for p in model.parameters() if p.requires_grad)
     seconds = 0.0
     try:
         with fused(model) if settings.fused else nullcontext():
             for _ in range(2):
                 began = perf_counter()
-                device = next(p.device for p in model.parameters() if p.requires_grad)
                 with mixed(device), attention(device):
                     loss = data.loss(model, batch)[0]
                     loss.backward()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,15 +14,16 @@ from safetensors.torch import save
 from torch import nn
 
 from mmlora.adapters.fused import fused
+from mmlora.adapters.integrity import of_tensors
 from mmlora.encoding.loss import Supervised
 from mmlora.encoding.prefix import PrefixCache
 from mmlora.encoding.samples import Samples
 from mmlora.files import refusals, write_whole
 from mmlora.models import processes
-from mmlora.models.base import OF_ADAPTERS
+from mmlora.models.base import OF_ADAPTERS, tensor_bytes
 from mmlora.models.memory import give_back, in_parts
 from mmlora.models.precision import attention, mixed, products
-from mmlora.models.vlm import base_model
+from mmlora.models.vlm import base_model, evaluation_mode
 from mmlora.training.log import TrainingError
 
 Row = TypeVar("Row")
@@ -42,7 +42,7 @@ def kept(file: Path, key: str, compute: Callable[[], dict[str, torch.Tensor]]) -
     computed = compute()
     if processes.first():
         with refusals(file):
-            write_whole(file, save(computed, {"key": key, "digest": _digest(computed)}))
+            write_whole(file, save(computed, {"key": key, "digest": of_tensors(computed)}))
     processes.wait()
     return computed
 
@@ -51,7 +51,7 @@ def _read(file: Path, key: str) -> dict[str, torch.Tensor] | None:
     try:
         with safe_open(file, "pt") as opened:
             metadata, tensors = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}
-        if metadata.get("key") == key and metadata.get("digest") == _digest(tensors):
+        if metadata.get("key") == key and metadata.get("digest") == of_tensors(tensors):
             return tensors
         reason = "is damaged" if metadata.get("key") == key else "was made from other weights, samples or settings"
     except FileNotFoundError:
@@ -61,18 +61,6 @@ def _read(file: Path, key: str) -> dict[str, torch.Tensor] | None:
     if processes.first():
         print(f"{file} {reason}; computing it again")
     return None
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(_bytes(tensors[name]))
-    return digest.hexdigest()
 
 
 def key_of(model: nn.Module, source: Source, *settings: Any, adapter: bool = True) -> str:
@@ -86,7 +74,7 @@ def key_of(model: nn.Module, source: Source, *settings: Any, adapter: bool = Tru
     digest = hashlib.sha256(repr((source.fingerprint, cache, products(), settings)).encode())
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if adapter or not OF_ADAPTERS.search(f".{name}"):
-            digest.update(_bytes(tensor))
+            digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -100,21 +88,9 @@ def of_each(model: nn.Module, source: Source, compute: Callable[[Supervised], Se
             return compute(source.forward(model, list(part)))
 
     found: dict[int, Row] = {}
-    with _evaluating(model), torch.no_grad(), attention(device), fused(model):
+    with evaluation_mode(model), torch.no_grad(), attention(device), fused(model):
         for part, result in in_parts(rows, order, BATCH):
             found |= zip(part, result)
     give_back()
     whole = {i: row for share in processes.gathered(found) for i, row in share.items()}
     return [whole[i] for i in range(len(source))]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, every module is in evaluation mode: an adapter drops nothing."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
